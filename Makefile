@@ -1,0 +1,33 @@
+# Each target does first what it needs; `make run` and `make test` work on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DB ?= observer.db
+
+.PHONY: install run test check bench dashboard
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+run: install ## observe the embedded model on the embedded corpus and print the report
+	$(BIN)/observer run --db $(DB) --generate 16
+
+test: install ## all tests; the browser tests need Debian's chromium
+	@test -x /usr/bin/chromium || command -v chromium >/dev/null || .ci/apt chromium
+	$(BIN)/python -m pytest
+
+check: install ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install ## how much the seam and the observer cost, as ratios
+	$(BIN)/python -m tests.benchmarks
+
+dashboard: install ## look at what was recorded
+	$(BIN)/python -m dashboard --db $(DB)
