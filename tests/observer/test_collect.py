@@ -1,0 +1,135 @@
+import threading
+
+import numpy as np
+import pytest
+
+from observer.collect import Collector
+from observer.errors import CollectorError
+from observer.observation import Observation
+from observer.totals import Snapshot
+from segmoe.events import Event
+from tests.observer.streams import CONTEXTS, EXPERT_BYTES, Batch, batches
+
+
+class Gated(Observation):
+    """Waits with each event until the gate opens."""
+
+    def __init__(self) -> None:
+        super().__init__(EXPERT_BYTES, CONTEXTS)
+        self.gate = threading.Event()
+
+    def take(self, event: Event) -> None:
+        self.gate.wait(10)
+        super().take(event)
+
+
+class Failing(Observation):
+    """Fails at the third event."""
+
+    taken = 0
+
+    def take(self, event: Event) -> None:
+        self.taken += 1
+        if self.taken == 3:
+            raise ValueError("made to fail")
+        super().take(event)
+
+
+def send(collector: Collector, run: list[Batch]) -> int:
+    for batch in run:
+        collector.begin(batch.texts, True)
+        for event in batch.events:
+            collector.emit(event)
+    return sum(len(batch.events) for batch in run)
+
+
+def test_a_lossless_collector_consumes_all_events_of_a_queue_of_one() -> None:
+    snapshots: list[Snapshot] = []
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS, window_tokens=500), snapshots.append, queue_events=1)
+    run = batches(1, 12)
+    sent = send(collector, run)
+    collector.close()
+    assert collector.events_seen_total == sent and collector.drops == {}
+    assert [t.ordinal for s in snapshots for t in s.texts] == list(range(48))
+    assert [w.window_index for s in snapshots for w in s.windows] == list(range(4))
+    assert snapshots[-1].events_seen == sent and all(s.tables for s in snapshots)
+
+
+def test_threads_change_no_figure() -> None:
+    run = batches(2, 10)
+    alone = Observation(EXPERT_BYTES, CONTEXTS)
+    for batch in run:
+        alone.begin(batch.texts, True)
+        for event in batch.events:
+            alone.take(event)
+    alone.finish()
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS), queue_events=2)
+    send(collector, run)
+    collector.close()
+    for a, b in zip(alone.tables(final=True), collector.observation.tables(final=True), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a.scores, b.scores, strict=True))
+
+
+def test_a_dropping_collector_counts_what_it_drops_and_does_not_wait() -> None:
+    observation = Gated()
+    collector = Collector(observation, lossless=False, queue_events=4)
+    collector.begin(batches(3, 1)[0].texts, True)
+    events = [event for batch in batches(3, 5) for event in batch.events]
+    for event in events:
+        collector.emit(event)  # the consumer stands still; a waiting collector would never return
+    dropped = collector.events_dropped_total
+    assert dropped >= len(events) - 6 and set(collector.drops) == {"queue full"}
+    observation.gate.set()
+    collector.close()
+    assert collector.events_seen_total + collector.events_dropped_total == len(events)
+    assert collector.events_dropped_total == dropped
+
+
+def test_an_exception_in_the_consumer_stops_it_visibly_and_never_reaches_emit(caplog: pytest.LogCaptureFixture) -> None:
+    collector = Collector(Failing(EXPERT_BYTES, CONTEXTS), queue_events=1)
+    sent = send(collector, batches(4, 6))
+    collector.flush()
+    assert isinstance(collector.failure, ValueError)
+    assert collector.events_seen_total == 2 and collector.drops == {"observer failed": sent - 2}
+    with pytest.raises(CollectorError, match="made to fail; 22 events were not recorded") as raised:
+        collector.close()
+    assert raised.value.dropped_total == sent - 2
+    assert caplog.text.count("observing stopped") == 1
+
+
+def test_an_exception_of_the_record_stops_the_observing(caplog: pytest.LogCaptureFixture) -> None:
+    def record(snapshot: Snapshot) -> None:
+        raise OSError("disk full")
+
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS, window_tokens=100), record)
+    send(collector, batches(5, 4))
+    with pytest.raises(CollectorError, match="disk full"):
+        collector.close()
+    assert collector.events_dropped_total > 0
+
+
+def test_events_after_the_end_count_as_dropped() -> None:
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS))
+    collector.close()
+    collector.emit(batches(6, 1)[0].events[0])
+    collector.close()
+    assert collector.drops == {"closed": 1}
+
+
+def test_flush_waits_until_everything_is_consumed() -> None:
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS))
+    sent = send(collector, batches(7, 5))
+    collector.flush()
+    assert collector.events_seen_total == sent
+    collector.close()
+
+
+def test_flush_records_totals_without_ending_the_window() -> None:
+    snapshots: list[Snapshot] = []
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS), snapshots.append)
+    send(collector, batches(8, 2))
+    collector.flush(record=True)
+    assert len(snapshots) == 1 and snapshots[0].windows == () and snapshots[0].totals.hits == 6
+    assert [text.ordinal for text in snapshots[0].texts] == [0, 1, 2, 3]  # those of the batch before
+    collector.close()
+    assert [text.ordinal for text in snapshots[1].texts] == [4, 5, 6, 7]

@@ -1,0 +1,310 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from observer.db import Writer, open_db, session, tables
+from observer.db.session import reading
+from observer.errors import DatabaseError, RunNameTaken
+from observer.ledger import Scores
+from observer.totals import Totals
+from tests.observer import writing
+from tests.observer.streams import CONTEXTS, EXPERT_BYTES
+from tests.observer.writing import start_of, write_run
+
+EXPECTED = {
+    "v_run": {
+        "run_id": "INTEGER",
+        "name": "TEXT",
+        "status": "TEXT",
+        "error": "TEXT",
+        "started_at": "TEXT",
+        "heartbeat_at": "TEXT",
+        "finished_at": "TEXT",
+        "checkpoint": "TEXT",
+        "checkpoint_digest": "TEXT",
+        "model_family": "TEXT",
+        "policy": "TEXT",
+        "budget_experts": "INTEGER",
+        "budget_bytes": "INTEGER",
+        "capture": "TEXT",
+        "config": "TEXT",
+        "config_hash": "TEXT",
+        "versions": "TEXT",
+        "sequences": "INTEGER",
+        "sequences_planned": "INTEGER",
+        "tokens": "INTEGER",
+        "nll": "REAL",
+        "hits": "INTEGER",
+        "misses": "INTEGER",
+        "loads": "INTEGER",
+        "evictions": "INTEGER",
+        "bytes_read": "INTEGER",
+        "parity": "TEXT",
+        "events_seen": "INTEGER",
+        "events_dropped": "INTEGER",
+    },
+    "v_sequence": {
+        "run_id": "INTEGER",
+        "ordinal": "INTEGER",
+        "text_id": "TEXT",
+        "context": "TEXT",
+        "tokens": "INTEGER",
+        "nll": "REAL",
+        "text": "TEXT",
+    },
+    "v_expert": {
+        "run_id": "INTEGER",
+        "component": "TEXT",
+        "layer": "INTEGER",
+        "expert": "INTEGER",
+        "bytes": "INTEGER",
+    },
+    "v_expert_trust": {
+        "run_id": "INTEGER",
+        "component": "TEXT",
+        "layer": "INTEGER",
+        "expert": "INTEGER",
+        "context": "TEXT",
+        "trust": "REAL",
+        "trust_low": "REAL",
+        "trust_high": "REAL",
+        "convergence": "REAL",
+        "stability": "REAL",
+        "efficiency": "REAL",
+        "uses": "INTEGER",
+        "blocks": "INTEGER",
+        "definition_version": "INTEGER",
+        "load": "REAL",
+        "weight_mean": "REAL",
+        "ean": "REAL",
+        "reap": "REAL",
+        "impact_mean": "REAL",
+    },
+    "v_window": {
+        "run_id": "INTEGER",
+        "window_index": "INTEGER",
+        "first_step": "INTEGER",
+        "last_step": "INTEGER",
+        "first_token": "INTEGER",
+        "last_token": "INTEGER",
+        "phase": "TEXT",
+        "tokens": "INTEGER",
+        "nll": "REAL",
+        "wall_ns": "INTEGER",
+        "hits": "INTEGER",
+        "misses": "INTEGER",
+        "loads": "INTEGER",
+        "evictions": "INTEGER",
+        "bytes_read": "INTEGER",
+    },
+}
+ROOT = Path(__file__).parents[2]
+
+
+def ask(db: Path, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(db)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    db = tmp_path_factory.mktemp("db") / "odd #1?.db"
+    write_run(db)
+    return db
+
+
+def test_the_views_have_exactly_the_promised_columns(record: Path) -> None:
+    views = [name for (name,) in ask(record, "SELECT name FROM sqlite_master WHERE type = 'view' ORDER BY name")]
+    assert views == sorted(EXPECTED)
+    for view, columns in EXPECTED.items():
+        assert [row[1] for row in ask(record, f"PRAGMA table_info({view})")] == list(columns)
+
+
+def test_the_values_of_the_views_have_the_promised_types_and_are_never_null(record: Path) -> None:
+    for view, columns in EXPECTED.items():
+        for column, kind in columns.items():
+            assert ask(record, f"SELECT DISTINCT typeof({column}) FROM {view}") == [(kind.lower(),)], (view, column)
+
+
+def test_migrating_from_nothing_gives_the_tables_that_the_writer_uses(record: Path) -> None:
+    engine = open_db(record)
+    with reading(engine).begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    engine.dispose()
+    strict = ask(record, "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'alembic%'")
+    assert sorted(name for name, _ in strict) == sorted(tables.metadata.tables)
+    assert all("STRICT" in sql.rsplit(")", 1)[1] for _, sql in strict)
+
+
+def test_down_and_up_again_works(tmp_path: Path) -> None:
+    from alembic import command
+
+    db = tmp_path / "record.db"
+    open_db(db).dispose()
+    engine = session.engine_for(db, foreign_keys=False)
+    with engine.begin() as connection:
+        config = session._config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    engine.dispose()
+    assert ask(db, "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'") == [("alembic_version",)]
+    open_db(db).dispose()
+    assert len(ask(db, "SELECT name FROM sqlite_master WHERE type = 'view'")) == len(EXPECTED)
+
+
+def test_a_failing_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(connection: Any, path: Path) -> None:
+        connection.exec_driver_sql("CREATE TABLE half (a INTEGER)")
+        raise DatabaseError(path, "made to fail")
+
+    db = tmp_path / "record.db"
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "_upgrade", broken)
+        with pytest.raises(DatabaseError, match="made to fail"):
+            open_db(db)
+    assert ask(db, "SELECT name FROM sqlite_master") == []
+    open_db(db).dispose()
+
+
+def test_the_record_says_what_was_observed(record: Path) -> None:
+    (run,) = ask(record, "SELECT name, status, sequences, sequences_planned, events_seen, events_dropped FROM v_run")
+    assert run == ("one", "done", 24, 24, 24, 0)
+    for name in ("tokens", "hits", "misses", "loads", "evictions", "bytes_read"):
+        assert ask(record, f"SELECT {name} FROM v_run") == ask(record, f"SELECT SUM({name}) FROM v_window")
+    assert ask(record, "SELECT tokens FROM v_run") == ask(record, "SELECT SUM(tokens) FROM v_sequence")
+    rows = ask(record, "SELECT COUNT(*), COUNT(DISTINCT context) FROM v_expert_trust")
+    assert rows == [(len(EXPERT_BYTES) * (len(CONTEXTS) + 1), len(CONTEXTS) + 1)]
+    assert ask(record, "SELECT expert, bytes FROM v_expert WHERE layer = 2 AND expert > 3") == [(4, 300), (5, 350)]
+    assert ask(record, "SELECT COUNT(*) FROM v_expert_trust WHERE NOT trust_low <= trust OR trust > trust_high") == [
+        (0,)
+    ]
+    assert ask(record, "SELECT ABS(SUM(load) - 8) < 1e-9 FROM v_expert_trust") == [(1,)]  # 2 layers x 4 contexts
+
+
+def test_two_runs_of_the_same_events_give_the_same_rows(tmp_path: Path) -> None:
+    for name in ("a.db", "b.db"):
+        write_run(tmp_path / name)
+    for table in ("score_window", "sequence", "expert", "expert_trust"):
+        assert ask(tmp_path / "a.db", f"SELECT * FROM {table}") == ask(tmp_path / "b.db", f"SELECT * FROM {table}")
+
+
+def test_columns_are_named_as_the_fields_that_fill_them() -> None:
+    assert Scores._fields == tables.SCORES
+    assert set(Totals.__dataclass_fields__) <= set(tables.run.columns.keys()) & set(tables.window.columns.keys())
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    write_run(db, "mine", 1)
+    engine = open_db(db)
+    with pytest.raises(RunNameTaken, match="'mine' is in the record already"):
+        Writer(engine, []).start(start_of("mine", 0), EXPERT_BYTES)
+    engine.dispose()
+    assert ask(db, "SELECT COUNT(*) FROM run") == [(1,)]
+
+
+def test_a_record_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    write_run(db, count=1)
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0999'")
+    with pytest.raises(DatabaseError, match=r"written by a newer version \(revision 0999") as raised:
+        open_db(db)
+    assert raised.value.path == db
+    assert ask(db, "SELECT version_num FROM alembic_version") == [("0999",)]
+
+
+def test_what_is_not_a_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    db = tmp_path / "notes.txt"
+    db.write_text("dear diary, " * 100)
+    with pytest.raises(DatabaseError, match="is not a database"):
+        open_db(db)
+    assert db.read_text() == "dear diary, " * 100
+
+
+def test_a_damaged_database_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    db.write_bytes(session.HEADER + b"\xff" * 4096)
+    with pytest.raises(DatabaseError, match="is not a database or is damaged"):
+        open_db(db)
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    db = tmp_path / "other.db"
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    with pytest.raises(DatabaseError, match="database of something else"):
+        open_db(db)
+    assert ask(db, "SELECT name FROM sqlite_master") == [("bookmarks",)]
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/proc/record.db", "cannot be opened for writing"),
+        ("/no/such/folder/record.db", "the folder /no/such/folder does not exist"),
+        ("/tmp", "is a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused(path: str, sentence: str) -> None:
+    with pytest.raises(DatabaseError, match=sentence):
+        open_db(path)
+
+
+def test_reading_does_not_make_a_record_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="there is no such file"):
+        open_db(tmp_path / "record.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_file_becomes_a_record(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    db.touch()
+    open_db(db).dispose()
+    assert ask(db, "SELECT COUNT(*) FROM v_run") == [(0,)]
+    assert ask(db, "PRAGMA journal_mode") == [("wal",)]
+
+
+def test_a_reader_neither_waits_for_a_writer_nor_sees_half_a_transaction(record: Path) -> None:
+    engine = open_db(record)
+    with engine.begin() as writing_one:
+        writing_one.exec_driver_sql("UPDATE run SET status = 'error'")
+        with reading(engine).begin() as other:
+            assert other.exec_driver_sql("SELECT status FROM v_run").scalar_one() == "done"
+        writing_one.rollback()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("transactions", [1, 2, 9, 30])
+def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path, transactions: int) -> None:
+    db = tmp_path / "record.db"
+    with subprocess.Popen(
+        [sys.executable, writing.__file__, db],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as writer:
+        assert writer.stdout is not None
+        for _ in range(transactions):
+            assert writer.stdout.readline() == b"recorded\n"
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+    assert ask(db, "PRAGMA integrity_check") == [("ok",)]
+    assert ask(db, "SELECT status, finished_at FROM v_run") == [("started", "")]
+    (windows,) = ask(db, "SELECT COUNT(*) FROM v_window")[0]
+    assert windows >= transactions - 1
+    for name in ("tokens", "hits", "bytes_read"):
+        assert ask(db, f"SELECT {name} FROM v_run") == ask(db, f"SELECT SUM({name}) FROM v_window")
+    assert ask(db, "SELECT sequences FROM v_run") == ask(db, "SELECT COUNT(*) FROM v_sequence")
+    assert ask(db, "SELECT COUNT(*) FROM v_expert_trust") == [(len(EXPERT_BYTES) * (len(CONTEXTS) + 1),)]
+    write_run(db, "after the crash", 1)
+    assert ask(db, "SELECT status FROM v_run ORDER BY run_id") == [("started",), ("done",)]

@@ -1,0 +1,183 @@
+"""Jobs on the embedded model, end to end and in this process."""
+
+import json
+import os
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from observer.cli import main
+from observer.collect import Collector
+from observer.errors import CollectorError
+from observer.job import run_job
+from observer.progress import JobProgress
+from observer.settings import JobConfig, config_hash
+from observer.totals import Totals
+from segmoe.embedded import CORPUS, MODEL
+
+
+def ask(db: Path, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(db)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def observer(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def config(db: Path, **settings: Any) -> JobConfig:
+    return JobConfig(model=MODEL, corpus=CORPUS, db=db, **{"verify": False, "max_tokens": 48, **settings})
+
+
+class Interrupting(JobProgress):
+    """Sends this process a signal after the first batch, as a user would."""
+
+    times = 1
+
+    def advance(self, texts: int, totals: Totals, drops: int) -> None:
+        for _ in range(self.times):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    db = tmp_path_factory.mktemp("job") / "record.db"
+    common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text")
+    result = observer("run", "--db", db, "--run", "first", *common, "--generate", 3, "--generate-texts", 4)
+    return db, result
+
+
+def test_a_job_ends_with_a_report_and_a_complete_record(done: tuple[Path, Result]) -> None:
+    db, result = done
+    assert result.exit_code == 0, result.output
+    (run,) = ask(db, "SELECT status, sequences, events_dropped, parity, budget_experts, capture FROM v_run")
+    assert run == ("done", 12, 0, "unchecked", 40, "contribution")
+    phases = ask(db, "SELECT phase, COUNT(*), SUM(tokens) FROM v_window GROUP BY phase ORDER BY phase")
+    assert [phase for phase, *_ in phases] == ["decode", "prefill"]
+    assert phases[0][2] == 2 * 4  # the first of three new tokens comes from the prompt's pass
+    (scored,) = ask(db, "SELECT SUM(tokens) FROM v_sequence")[0]
+    assert phases[1][2] == scored + 4 * 32
+    assert ask(db, "SELECT SUM(uses) FROM v_expert_trust WHERE context = '*'") == [(scored * 5 * 4,)]
+    assert ask(db, "SELECT MIN(nll) > 0.5 AND MAX(nll) < 9, MIN(LENGTH(text)) > 9 FROM v_sequence") == [(1, 1)]
+    assert ask(db, "SELECT COUNT(*) FROM v_expert") == [(160,)]
+
+
+def test_the_report_comes_from_the_record_alone(done: tuple[Path, Result]) -> None:
+    db, result = done
+    again = observer("report", "--db", db, "--run", "first")
+    assert again.exit_code == 0 and again.stdout == result.stdout
+    for line in (
+        "Run first: done",
+        "Parity: not compared with the stock model",
+        "model 4 ",
+        "Most trusted experts",
+        "Least trusted experts",
+        "Events: ",
+        "python -m dashboard --db",
+        "only 40 fit: LRU",
+    ):
+        assert line in result.stdout
+
+
+def test_a_name_that_is_taken_is_one_line_and_exit_1(done: tuple[Path, Result]) -> None:
+    result = observer("run", "--db", done[0], "--run", "first", "--no-verify")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr == "observer: a run named 'first' is in the record already; choose another name with --run\n"
+
+
+def test_a_signal_ends_the_job_after_the_step_as_cancelled(tmp_path: Path) -> None:
+    result = run_job(config(tmp_path / "r.db", batch=2, limit=20), Interrupting())
+    assert result.status == "cancelled"
+    assert ask(tmp_path / "r.db", "SELECT status, sequences, events_dropped FROM v_run") == [("cancelled", 2, 0)]
+
+
+def test_a_second_signal_stops_at_once_and_the_record_is_closed_all_the_same(tmp_path: Path) -> None:
+    progress = Interrupting()
+    progress.times = 2
+    assert run_job(config(tmp_path / "r.db", batch=2, limit=20), progress).status == "cancelled"
+    assert ask(tmp_path / "r.db", "SELECT status, finished_at <> '' FROM v_run") == [("cancelled", 1)]
+
+
+def test_an_observer_that_fails_ends_the_job_as_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(collector: Collector, item: object) -> None:
+        raise ValueError("made to fail")
+
+    monkeypatch.setattr(Collector, "_handle", fail)
+    with pytest.raises(CollectorError, match="made to fail"):
+        run_job(config(tmp_path / "r.db", batch=2, limit=20), JobProgress())
+    ((status, error, dropped),) = ask(tmp_path / "r.db", "SELECT status, error, events_dropped FROM v_run")
+    assert status == "error" and "made to fail" in error and dropped > 0
+
+
+def test_the_same_job_twice_gives_the_same_scores_and_the_same_hash(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_job(config(tmp_path / f"{name}.db", limit=4, run=name), JobProgress())
+    for sql in ("SELECT * FROM expert_trust", "SELECT * FROM sequence", "SELECT config_hash, hits, nll FROM v_run"):
+        assert ask(tmp_path / "a.db", sql) == ask(tmp_path / "b.db", sql)
+
+
+def test_the_hash_depends_on_what_decides_the_results_only(tmp_path: Path) -> None:
+    def hashed(**settings: Any) -> str:
+        return config_hash(config(tmp_path / "r.db", **settings).resolved(experts=1, corpus_sha256="c"), "d")
+
+    assert hashed() == hashed(run="other", keep_text=True)
+    assert hashed() != hashed(batch=3) and hashed() != hashed(limit=5)
+    json.dumps(config(tmp_path / "r.db").resolved(experts=1, corpus_sha256="c"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["run", "--experts", "0"], 2, "0 is not in the range"),
+        (["run", "--experts", "4", "--budget", "1GiB"], 2, "not both"),
+        (["run", "--corpus", "/no/such.jsonl"], 1, "observer: /no/such.jsonl: cannot be read"),
+        (["run", "--model", "/no/such"], 1, "observer: /no/such is not a folder"),
+        (["run", "--policy", "fate", "--no-verify"], 1, "fate"),
+        (["run", "--budget", "much", "--no-verify"], 1, "observer: 'much' is no size"),
+        (["report"], 1, "there is no such file"),
+        (["report", "--run", "x"], 1, "there is no such file"),
+    ],
+)
+def test_expected_failures_are_one_line(
+    arguments: list[str], code: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = observer(*arguments)
+    assert result.exit_code == code, result.output
+    assert sentence in result.stderr
+    if code == 1:
+        assert result.stderr.count("\n") == 1 and "Traceback" not in result.output
+    if (tmp_path / "observer.db").exists():
+        assert ask(tmp_path / "observer.db", "SELECT COUNT(*) FROM run") == [(0,)]
+
+
+def test_a_report_on_a_record_without_runs_says_so(tmp_path: Path) -> None:
+    from observer.db import open_db
+
+    open_db(tmp_path / "r.db").dispose()
+    result = observer("report", "--db", tmp_path / "r.db")
+    assert (result.exit_code, result.stderr) == (1, "observer: no runs: none; make one with `observer run`\n")
+
+
+def test_each_command_and_option_has_help() -> None:
+    for name, command in main.commands.items():
+        assert command.help, name
+        assert all(option.help for option in command.params), name
+
+
+def test_importing_the_package_costs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, observer, observer.cli, observer.collect; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    import observer as package
+
+    assert sorted(package.__all__) == package.__all__ and all(hasattr(package, name) for name in package.__all__)

@@ -1,0 +1,61 @@
+"""Write synthetic runs; as a script, one that its parent may kill: `writing.py DB` prints a line per transaction."""
+
+import sys
+from pathlib import Path
+
+from observer.collect import Collector
+from observer.db import RunStart, Writer, open_db
+from observer.db.writer import TextLabels
+from observer.observation import Observation
+from observer.totals import Snapshot
+from tests.observer.streams import CONTEXTS, EXPERT_BYTES, batches
+
+WINDOW_TOKENS = 150
+
+
+def start_of(name: str, texts: int) -> RunStart:
+    return RunStart(
+        name=name,
+        checkpoint="/models/tiny",
+        checkpoint_digest="d" * 64,
+        model_family="tiny_moe",
+        policy="lru",
+        budget_experts=4,
+        budget_bytes=1000,
+        capture="contribution",
+        config='{"batch": 4}',
+        config_hash="c" * 64,
+        versions="{}",
+        sequences_planned=texts,
+        parity="equal",
+        parity_lines='["equal to stock"]',
+    )
+
+
+def write_run(db: Path, name: str = "one", count: int = 6, *, tell: bool = False, finish: bool = True) -> None:
+    """Observe a synthetic run into a record."""
+    engine = open_db(db)
+    run = batches(1, count)
+    labels = [TextLabels(f"text{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
+    writer = Writer(engine, labels)
+    observation = Observation(EXPERT_BYTES, CONTEXTS, window_tokens=WINDOW_TOKENS)
+
+    def record(snapshot: Snapshot) -> None:
+        writer.record(snapshot)
+        if tell:
+            print("recorded", flush=True)
+
+    writer.start(start_of(name, len(labels)), EXPERT_BYTES)
+    collector = Collector(observation, record)
+    for batch in run:
+        collector.begin(batch.texts, True)
+        for event in batch.events:
+            collector.emit(event)
+    collector.close()
+    if finish:
+        writer.finish("done")
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    write_run(Path(sys.argv[1]), count=300, tell=True)
