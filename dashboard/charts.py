@@ -1,0 +1,121 @@
+"""Frames in, Altair charts out. What the charts say in words is words.py; reading clicks is up to the views."""
+
+from typing import Literal, NamedTuple
+
+import altair as alt
+import pyarrow as pa
+
+Colour = Literal["trust", "load"]
+CLICK = "cell"
+"""Name of the chart's selection; a click on a cell selects its `layer` and `expert`."""
+
+_CROSS = "\N{MULTIPLICATION SIGN}"
+_GREY = "#808b96"  # readable on light and on dark
+_SVG_CELLS = 2000  # above, one element of the page per cell makes it slow; up to here each cell can be read aloud
+_FURNITURE = 150  # pixels that title, legend and axis take from the height
+_MARK = "#ff2d6b"  # in neither colour scale, clear of both backgrounds
+
+
+class Cell(NamedTuple):
+    """A place on the map."""
+
+    layer: int
+    expert: int
+
+
+class _Scale(NamedTuple):
+    field: str
+    unit: str
+    scale: alt.Scale
+
+
+_SCALES: dict[Colour, _Scale] = {
+    "trust": _Scale("trust", "trust, 0 to 1", alt.Scale(scheme="viridis", domain=[0, 1], clamp=True)),
+    "load": _Scale(
+        "load_log2",
+        "log2 of load / fair share (0 = fair, 1 = double; ends at ±3)",
+        alt.Scale(scheme="purpleorange", domain=[-3, 3], domainMid=0, clamp=True),
+    ),
+}
+
+
+def expert_map(cells: pa.Table, *, colour: Colour, title: str, finding: str, marked: Cell | None) -> alt.LayerChart:
+    """Draw layers x experts of one component.
+
+    Colour domains are fixed, so that two maps may be compared; unused experts get a cross on grey instead of a colour.
+    """
+    by = _SCALES[colour]
+    layers = sorted(set(cells["layer"].to_pylist()))
+    experts = sorted(set(cells["expert"].to_pylist()))
+    height = min(34, max(9, 420 // len(layers)))
+
+    base = alt.Chart(cells).encode(
+        x=alt.X(
+            "expert:O",
+            title="Expert",
+            scale=alt.Scale(domain=experts),
+            axis=alt.Axis(labelAngle=0, values=_ticks(experts), ticks=False, domain=False),
+        ),
+        y=alt.Y(
+            "layer:O",
+            title="Layer",
+            scale=alt.Scale(domain=layers),
+            axis=alt.Axis(values=_ticks(layers), ticks=False, domain=False),
+        ),
+        tooltip=[
+            alt.Tooltip("layer:O", title="Layer"),
+            alt.Tooltip("expert:O", title="Expert"),
+            alt.Tooltip("trust:Q", title="Trust", format=".3f"),
+            alt.Tooltip("trust_low:Q", title="90% from", format=".3f"),
+            alt.Tooltip("trust_high:Q", title="90% to", format=".3f"),
+            alt.Tooltip("load:Q", title="Load", format=".2%"),
+            alt.Tooltip("uses:Q", title="Uses", format=",d"),
+        ],
+    )
+    colour_of_cell = alt.Color(
+        f"{by.field}:Q",
+        scale=by.scale,
+        legend=alt.Legend(
+            title=by.unit,
+            titleOrient="left",
+            titleLimit=480,
+            orient="top",
+            direction="horizontal",
+            gradientLength=240,
+            gradientThickness=10,
+        ),
+    )
+    click = alt.selection_point(name=CLICK, fields=["layer", "expert"], on="click", toggle=False, clear=False)
+    alive = base.mark_rect(cursor="pointer").encode(color=colour_of_cell).transform_filter("!datum.dead")
+    dead = base.mark_rect(fill=_GREY, fillOpacity=0.25, cursor="pointer").transform_filter("datum.dead")
+    cross = base.mark_text(text=_CROSS, color=_GREY, fontSize=min(16, height), aria=False).transform_filter(
+        "datum.dead"
+    )
+    layered: list[alt.Chart] = [alive.add_params(click), dead, cross]
+    if marked is not None:
+        outline = base.mark_rect(fillOpacity=0, stroke=_MARK, strokeWidth=3, cornerRadius=2, cursor="pointer")
+        layered.append(outline.transform_filter(f"datum.layer === {marked.layer} && datum.expert === {marked.expert}"))
+    return alt.LayerChart(
+        layer=layered,
+        title=alt.TitleParams(
+            title,
+            subtitle=finding,
+            anchor="start",
+            offset=8,
+            subtitleFontSize=13,
+            subtitlePadding=5,
+            subtitleColor=_GREY,
+        ),
+        height=_FURNITURE + height * len(layers),
+        usermeta={"embedOptions": {"renderer": "canvas" if cells.num_rows > _SVG_CELLS else "svg"}},
+    )
+
+
+def _ticks(values: list[int]) -> list[int]:
+    """Thin axis labels to at most 32, at round steps.
+
+    >>> _ticks(list(range(128)))[:4]
+    [0, 4, 8, 12]
+    """
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256) if len(values) <= 32 * step)
+    return values[::step]

@@ -1,0 +1,11 @@
+-- Which runs are in the record, newest first, and what does each one's header say?
+-- A share of nothing is unknown, not zero.
+select
+    run_id, name, status, error, started_at, heartbeat_at, finished_at, tokens, parity, events_seen, events_dropped,
+    case when tokens > 0 then nll end as nll,
+    case when hits + misses > 0 then hits / (hits + misses)::double end as hit_rate,
+    case when events_seen + events_dropped > 0
+        then events_seen / (events_seen + events_dropped)::double
+    end as recorded_frac
+from v_run
+order by run_id desc

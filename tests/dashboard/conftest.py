@@ -1,0 +1,47 @@
+"""Records to test on; they are written by record.py in a process of its own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashboard.connection import Mirror
+
+RECORD = Path(__file__).with_name("record.py")
+Sql = Callable[[str], list[dict[str, Any]]]
+
+
+def _record(*arguments: str) -> str:
+    return subprocess.run([sys.executable, RECORD, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("record") / "record #1.db"
+    _record("make", str(path))
+    return path
+
+
+@pytest.fixture
+def record(made: Path, tmp_path: Path) -> Path:
+    """A record of this test alone."""
+    path = tmp_path / made.name
+    path.write_bytes(made.read_bytes())
+    return path
+
+
+@pytest.fixture
+def sql(record: Path) -> Sql:
+    """Run one statement on the record, as another process."""
+    return lambda statement: json.loads(_record("sql", str(record), statement))
+
+
+@pytest.fixture
+def mirror(record: Path) -> Mirror:
+    mirror = Mirror(record)
+    mirror.sync()
+    return mirror

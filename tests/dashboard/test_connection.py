@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from dashboard.connection import Mirror, RecordMissingError, RecordUnreadableError
+from dashboard.contract import VIEWS
+from tests.dashboard.conftest import Sql
+
+
+def rows(mirror: Mirror, sql: str) -> list[dict]:
+    return mirror.table(sql).to_pylist()
+
+
+def test_the_first_sync_copies_every_view(record: Path, sql: Sql):
+    mirror = Mirror(record)
+    assert mirror.sync()
+    for view in VIEWS:
+        here, there = rows(mirror, f"from {view}"), sql(f"select * from {view}")
+        assert here
+        assert sorted(map(str, (dict(sorted(row.items())) for row in here))) == sorted(
+            map(str, (dict(sorted(row.items())) for row in there))
+        )
+
+
+def test_a_sync_without_change_says_so(mirror: Mirror):
+    assert not mirror.sync()
+
+
+def test_new_windows_and_texts_are_added(mirror: Mirror, sql: Sql):
+    sql(
+        "insert into score_window select run_id, 1, 1, 1, 64, 127, phase, tokens, nll_sum, predicted, hits, misses,"
+        " loads, evictions, bytes_read, 77 from score_window where run_id = 2"
+    )
+    sql("insert into sequence values (2, 3, 't3', 'code', 32, 31.0, 31, '')")
+    sql("update run set heartbeat_at = '2026-01-02T04:00:00+00:00' where run_id = 2")
+    assert mirror.sync()
+    windows = "select window_index, wall_ns from v_window where run_id = 2 order by 1"
+    assert rows(mirror, windows) == [{"window_index": 0, "wall_ns": 1}, {"window_index": 1, "wall_ns": 77}]
+    assert rows(mirror, "select ordinal, nll from v_sequence where run_id = 2 order by 1 desc limit 1") == [
+        {"ordinal": 3, "nll": 1.0}
+    ]
+
+
+def test_texts_that_finish_out_of_order_are_found(mirror: Mirror, sql: Sql):
+    sql("insert into sequence values (2, 7, 't7', 'code', 32, 31.0, 31, '')")
+    sql("update run set sequences = 5 where run_id = 2")
+    mirror.sync()
+    sql("insert into sequence values (2, 5, 't5', 'code', 32, 31.0, 31, '')")
+    sql("update run set sequences = 6 where run_id = 2")
+    mirror.sync()
+    assert [row["ordinal"] for row in rows(mirror, "from v_sequence where run_id = 2 order by ordinal")] == [
+        *(0, 1, 2),
+        *(5, 7),
+    ]
+
+
+def test_changed_trust_is_replaced_and_other_runs_keep_theirs(mirror: Mirror, sql: Sql):
+    before = rows(mirror, "from v_expert_trust where run_id = 1 order by all")
+    count = rows(mirror, "select count(*) as n from v_expert_trust where run_id = 2")
+    sql("update expert_trust set trust = 0.5, uses = uses + 1 where run_id = 2")
+    sql("update run set tokens = tokens + 64 where run_id = 2")
+    assert mirror.sync()
+    assert rows(mirror, "select distinct trust from v_expert_trust where run_id = 2") == [{"trust": 0.5}]
+    assert rows(mirror, "select count(*) as n from v_expert_trust where run_id = 2") == count
+    assert rows(mirror, "from v_expert_trust where run_id = 1 order by all") == before
+
+
+def test_a_run_that_is_gone_is_forgotten(mirror: Mirror, sql: Sql):
+    for table in ("expert_trust", "expert", "score_window", "sequence", "run"):
+        sql(f"delete from {table} where run_id = 1")
+    assert mirror.sync()
+    for view in VIEWS:
+        assert rows(mirror, f"select distinct run_id from {view}") == [{"run_id": 2}]
+
+
+def test_another_run_under_the_same_id_keeps_nothing_of_the_old_one(mirror: Mirror, sql: Sql):
+    sql("delete from score_window where run_id = 1")
+    sql("update run set name = 'other' where run_id = 1")
+    mirror.sync()
+    assert rows(mirror, "from v_window where run_id = 1") == []
+
+
+def test_a_failed_sync_leaves_the_mirror_as_it_was(mirror: Mirror, sql: Sql):
+    before = rows(mirror, "from v_run order by run_id")
+    sql("update run set tokens = 1")
+    sql("drop view v_window")
+    with pytest.raises(RecordUnreadableError, match="v_window"):
+        mirror.sync()
+    assert rows(mirror, "from v_run order by run_id") == before
+
+
+def test_the_mirror_reads_no_files(mirror: Mirror, record: Path):
+    with pytest.raises(Exception, match="disabled"):
+        mirror.table(f"select * from read_text('{record}')")
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(RecordMissingError) as caught:
+        Mirror(tmp_path / "none.db").sync()
+    assert caught.value.path == tmp_path / "none.db"
+
+
+@pytest.mark.parametrize("content", [b"no database, but long enough to be read as one" * 40, b""])
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "some.db").write_bytes(content)
+    with pytest.raises(RecordUnreadableError):
+        Mirror(tmp_path / "some.db").sync()
+
+
+def test_a_folder_is_refused(tmp_path: Path):
+    with pytest.raises(RecordUnreadableError):
+        Mirror(tmp_path).sync()
