@@ -11,7 +11,7 @@ import torch
 
 from segmoe.errors import ConfigError
 from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded
-from segmoe.manifest import ALIGNMENT, Segment
+from segmoe.manifest import ALIGNMENT, Piece, Segment
 from segmoe.policies import Policy
 from segmoe.reader import Reader
 
@@ -194,8 +194,21 @@ def _fill(slot: Slot, segment: Segment, reader: Reader) -> None:
     slot.tensors = {}
     for part in segment.parameters:
         begin = done = start + part.address
-        for piece in part.pieces:
-            reader.read(piece, view[done : done + piece.nbytes])
-            done += piece.nbytes
-        slot.tensors[part.name] = slot.buffer[begin:done].view(part.dtype).view(part.shape)
+        end = begin + part.nbytes
+        tensor = slot.buffer[begin:end].view(part.dtype).view(part.shape)
+        if part.recipe is None:
+            for piece in part.pieces:
+                reader.read(piece, view[done : done + piece.nbytes])
+                done += piece.nbytes
+        else:
+            stored = [_read(piece, reader).view(part.dtype) for piece in part.pieces]
+            sources = part.recipe.sources
+            tensor.copy_(part.recipe.make([raw.view(s.shape) for raw, s in zip(stored, sources, strict=True)]))
+        slot.tensors[part.name] = tensor
         start += _room(part.nbytes)
+
+
+def _read(piece: Piece, reader: Reader) -> torch.Tensor:
+    raw = torch.empty(piece.nbytes, dtype=torch.uint8)
+    reader.read(piece, memoryview(cast(Any, raw.numpy())))
+    return raw

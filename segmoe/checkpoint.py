@@ -7,9 +7,11 @@ truth about which shard holds a tensor; borders cut through layers and through s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,26 +44,46 @@ class Checkpoint:
 
     folder: Path
     tensors: Mapping[str, TensorLocation]
+    lost: Mapping[str, str]  # tensors of the index whose shard is missing, and that shard's name
     digest: str  # sha256 over config, index and headers: names, shapes and places, not the weights themselves
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a folder's index and headers; raise CheckpointError for what is missing, truncated or inconsistent."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json and the shards")
+    """Read a folder's index and headers; raise CheckpointError for what is truncated or inconsistent.
+
+    Shards that are missing are told in `lost`, so that manifest.py can say which experts went with them.
+    """
+    folder = find_folder(path)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json; give the folder of a transformers checkpoint")
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     index = folder / INDEX
+    lost: dict[str, str] = {}
     if index.is_file():
         digest.update(index.read_bytes())
-        tensors = _from_index(folder, _read_index(index), digest)
+        weight_map = _read_index(index)
+        lost = {name: shard for name, shard in weight_map.items() if not (folder / shard).is_file()}
+        tensors = _from_index(folder, {name: shard for name, shard in weight_map.items() if name not in lost}, digest)
     elif (folder / SINGLE).is_file():
         tensors = _read_header(folder / SINGLE, digest)
     else:
         raise CheckpointError(f"{folder} has neither {INDEX} nor {SINGLE}; download the safetensors files")
-    return Checkpoint(folder=folder, tensors=tensors, digest=digest.hexdigest())
+    return Checkpoint(folder=folder, tensors=tensors, lost=lost, digest=digest.hexdigest())
+
+
+def find_folder(path: str | Path) -> Path:
+    """The folder that a path or a hub name (`org/name`, in huggingface_hub's local cache; nothing is fetched) means."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        with contextlib.suppress(LocalEntryNotFoundError, HfHubHTTPError, HFValidationError):
+            return Path(snapshot_download(str(path), local_files_only=True))
+        raise CheckpointError(f"{path} is neither a folder nor in the hub's local cache; `hf download {path}` gets it")
+    raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json and the shards")
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -78,15 +100,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _from_index(folder: Path, weight_map: dict[str, str], digest: Any) -> dict[str, TensorLocation]:
-    shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
-        lost = sum(shard in missing for shard in weight_map.values())
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(shards)} shards ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}) with {lost:,} of {len(weight_map):,} tensors; download them again"
-        )
-    headers = {shard: _read_header(folder / shard, digest) for shard in shards}
+    headers = {shard: _read_header(folder / shard, digest) for shard in sorted(set(weight_map.values()))}
     tensors = {}
     for name, shard in weight_map.items():
         if name not in headers[shard]:

@@ -107,7 +107,7 @@ class Seam:
 
     def emit(self, ids: torch.Tensor, weights: torch.Tensor, contribution: Contribution | None) -> None:
         """Send one Routed event."""
-        current = self._runtime.tokens_of(self.place.component, len(ids))
+        current = self._runtime.tokens_of(self.place.root, len(ids))
         self._runtime.emit(
             Routed(
                 step=self._runtime.cache.step,
@@ -138,7 +138,7 @@ class _Added(TorchFunctionMode):
 
 
 def _contribution(picks: Pick, h: torch.Tensor) -> Contribution | None:
-    if not picks.added:
+    if not picks.added or h.shape != picks.output.shape:  # some families' experts see other rows, or a narrower state
         return None
     experts = torch.repeat_interleave(
         torch.tensor([expert for expert, _, _ in picks.added]),

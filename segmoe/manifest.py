@@ -1,35 +1,30 @@
-"""Which bytes of a checkpoint form each expert, by transformers' own conversion mapping. Reading them is reader.py.
+"""Which bytes of a checkpoint form each expert. Which tensors they lie in is sources.py, reading them is reader.py.
 
 A model of the checkpoint's class is built on the meta device; each of its experts modules (a class that the library
-decorates with its experts interface) has parameters stacked over experts. The library's mapping tells which
-checkpoint tensors form such a parameter. Two layouts cover what is on the hub: one tensor per expert and projection,
-merged and concatenated by the library, and one stacked tensor, of which an expert is a slice.
+decorates with its experts interface) has parameters stacked over experts. An expert's part of one is read directly
+where its bytes lie as the model wants them: a tensor per expert and projection, merged and concatenated by the library,
+or a slice of one stacked tensor. Otherwise the library's conversion is run on that expert alone: conversion.py.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    rename_source_key,
-)
 
 from segmoe.checkpoint import Checkpoint, TensorLocation
+from segmoe.conversion import Recipe, Source
 from segmoe.errors import CheckpointError, Unsupported
 from segmoe.events import ExpertKey
+from segmoe.sources import Sources, find_sources
 
 ALIGNMENT = 64
 """Results of MKL in fp32 depend on an operand's address modulo 64, so slots reproduce the stock tensor's."""
@@ -56,7 +51,8 @@ class ExpertParameter:
     shape: tuple[int, ...]  # of one expert
     nbytes: int
     address: int  # of its first byte in the stock model, modulo ALIGNMENT
-    pieces: tuple[Piece, ...]  # in order, filling nbytes
+    pieces: tuple[Piece, ...]  # in order; without a recipe they fill nbytes
+    recipe: Recipe | None = None  # how the library makes the parameter of the pieces, if not one behind the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,31 +64,84 @@ class Segment:
     nbytes: int
 
 
+class MissingExpert(NamedTuple):
+    """An expert that the checkpoint does not hold whole."""
+
+    key: ExpertKey
+    tensor: str  # the first that is absent
+
+    def __str__(self) -> str:
+        return f"{self.key.component} layer {self.key.layer} expert {self.key.expert} ({self.tensor})"
+
+
 class ExpertsModule(NamedTuple):
     """An experts module of the model."""
 
     path: str  # as in named_modules()
     component: str
     layer: int
+    stack: str  # path of the module that runs the layers, empty for the model itself
+    block: str  # path of the layer
     parameters: tuple[str, ...]
     num_experts: int
+    top_k: int  # experts that a token picks
+
+    @property
+    def root(self) -> str:
+        """The part of the model whose passes this module takes part in: `thinker`, `talker` or `model`."""
+        return self.component.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """All experts of a checkpoint and where they lie."""
 
-    folder: Path
-    digest: str
+    checkpoint: Checkpoint
     family: str  # config.model_type
-    top_k: int  # experts a token picks in each layer
     modules: tuple[ExpertsModule, ...]
-    experts: Mapping[ExpertKey, Segment]
+    experts: Mapping[ExpertKey, Segment]  # those that are whole
+    missing: tuple[MissingExpert, ...]
+    missing_others: tuple[str, ...]  # parameters of the model that no tensor fills, experts apart
 
     @property
-    def token_cycle(self) -> int:
-        """Experts touched by one token: layers times top-k."""
-        return len(self.modules) * self.top_k
+    def folder(self) -> Path:
+        """Where the checkpoint is."""
+        return self.checkpoint.folder
+
+    @property
+    def digest(self) -> str:
+        """The checkpoint's digest."""
+        return self.checkpoint.digest
+
+    @property
+    def token_cycle(self) -> dict[str, int]:
+        """Experts touched by one token of each component: the sum of top-k over its layers."""
+        cycle: dict[str, int] = defaultdict(int)
+        for module in self.modules:
+            cycle[module.component] += module.top_k
+        return dict(cycle)
+
+    def require_complete(self) -> None:
+        """Raise CheckpointError with what is missing, if anything is: an incomplete checkpoint does not run."""
+        lost = self.checkpoint.lost
+        if not (self.missing or self.missing_others or lost):
+            return
+        shards = sorted(set(lost.values()))
+        tensors = len(lost) + len(self.checkpoint.tensors)
+        parts = []
+        if shards:
+            shown = f"{', '.join(shards[:3])}{', ...' if len(shards) > 3 else ''}"
+            parts.append(f"lacks {len(shards)} shards ({shown}) with {len(lost):,} of {tensors:,} tensors")
+        if self.missing:
+            total = len(self.missing) + len(self.experts)
+            shown = "; ".join(str(expert) for expert in self.missing[:3])
+            parts.append(f"lacks {len(self.missing):,} of {total:,} experts, first {shown}")
+        if self.missing_others:
+            shown = f"{', '.join(self.missing_others[:3])}{', ...' if len(self.missing_others) > 3 else ''}"
+            parts.append(f"lacks {len(self.missing_others):,} other weights ({shown})")
+        raise CheckpointError(
+            f"{self.folder} is incomplete: it {' and '.join(parts)}; `segmoe inspect` lists all; download it again"
+        )
 
 
 def model_class(config: Any) -> Any:
@@ -110,7 +159,7 @@ def is_experts_module(module: torch.nn.Module) -> bool:
 
 
 def build_manifest(checkpoint: Checkpoint, config: Any) -> Manifest:
-    """Find every expert's bytes; raise CheckpointError that names what is missing."""
+    """Find every expert's bytes; what is not there whole is listed in `missing`."""
     with torch.device("meta"):
         twin = model_class(config)._from_config(config)
     modules = tuple(_experts_modules(twin))
@@ -118,40 +167,38 @@ def build_manifest(checkpoint: Checkpoint, config: Any) -> Manifest:
         raise Unsupported(f"{checkpoint.folder} ({config.model_type}) has no experts behind transformers' interface")
     if getattr(config, "quantization_config", None) is not None:
         raise Unsupported(f"{checkpoint.folder} is quantized; only fp32, fp16 and bf16 checkpoints can be run exactly")
-    sources = _sources(checkpoint, twin)
-    shapes = {name: tuple(parameter.shape) for name, parameter in twin.named_parameters()}
+    expert_names = {f"{module.path}.{name}" for module in modules for name in module.parameters}
+    sources, others = find_sources(checkpoint, twin, expert_names)
+    reading = _Reading(twin)
     experts: dict[ExpertKey, Segment] = {}
-    missing: list[str] = []
+    missing: list[MissingExpert] = []
     for module in modules:
         for expert in range(module.num_experts):
             key = ExpertKey(module.component, module.layer, expert)
             try:
                 parts = tuple(
-                    _expert_parameter(name, expert, shapes[f"{module.path}.{name}"], sources[f"{module.path}.{name}"])
+                    reading.parameter(f"{module.path}.{name}", expert, sources.get(f"{module.path}.{name}"))
                     for name in module.parameters
                 )
             except KeyError as absent:
-                missing.append(f"{key.component} layer {key.layer} expert {key.expert} ({absent.args[0]})")
+                missing.append(MissingExpert(key, absent.args[0]))
                 continue
             experts[key] = Segment(key=key, parameters=parts, nbytes=sum(part.nbytes for part in parts))
-    if missing:
-        total = sum(module.num_experts for module in modules)
-        raise CheckpointError(
-            f"{checkpoint.folder} is incomplete: {len(missing):,} of {total:,} experts are missing, "
-            f"first {'; '.join(missing[:3])}; download the checkpoint again"
-        )
-    text_config = config.get_text_config()
-    top_k = next(
-        int(getattr(text_config, name)) for name in ("num_experts_per_tok", "top_k") if hasattr(text_config, name)
-    )
     return Manifest(
-        folder=checkpoint.folder,
-        digest=checkpoint.digest,
+        checkpoint=checkpoint,
         family=config.model_type,
-        top_k=top_k,
         modules=modules,
         experts=experts,
+        missing=tuple(missing),
+        missing_others=tuple(_missing_others(twin, others | expert_names)),
     )
+
+
+def _missing_others(twin: Any, present: set[str]) -> Iterator[str]:
+    tied = getattr(twin, "all_tied_weights_keys", {})
+    for name in twin.state_dict():
+        if name not in present and tied.get(name) not in present:
+            yield name
 
 
 def _experts_modules(twin: torch.nn.Module) -> list[ExpertsModule]:
@@ -159,99 +206,141 @@ def _experts_modules(twin: torch.nn.Module) -> list[ExpertsModule]:
     for path, module in twin.named_modules():
         if not is_experts_module(module):
             continue
-        match = re.search(r"(?:^|\.)layers\.(\d+)\.", path)
+        match = re.match(r"(?:(?P<stack>.+?)\.)?\w+\.(?P<layer>\d+)\.", path)
         if match is None:
             raise Unsupported(f"the experts at {path} belong to no numbered layer")
         count = int(module.num_experts)
-        stacked = tuple(name for name, parameter in module.named_parameters(recurse=False) if len(parameter) == count)
-        found.append(ExpertsModule(path, path.split(".")[0], int(match[1]), stacked, count))
+        stacked = tuple(
+            name
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() > 1 and len(parameter) == count
+        )
+        stack = match["stack"] or ""
+        component, block = stack.split(".")[0] or "model", match[0].rstrip(".")
+        layer, top_k = int(match["layer"]), _top_k(module.config)
+        found.append(ExpertsModule(path, component, layer, stack, block, stacked, count, top_k))
+    return _told_apart(found)
+
+
+def _told_apart(modules: list[ExpertsModule]) -> list[ExpertsModule]:
+    """Name the component more closely where a layer number of one root would mean several modules."""
+    kinds = {module.path: re.sub(r"\.\d+\.", ".*.", module.path, count=1).split(".") for module in modules}
+    found = []
+    for module in modules:
+        root = [other for other in modules if other.component == module.component]
+        if len({other.layer for other in root}) < len(root):
+            places = zip(*(kinds[other.path] for other in root), strict=False)
+            place = next(number for number, names in enumerate(places) if len(set(names)) > 1)
+            module = module._replace(component=f"{module.component}.{kinds[module.path][place]}")
+        found.append(module)
+    keys = [(module.component, module.layer) for module in found]
+    if len(set(keys)) < len(keys):
+        raise Unsupported(f"several experts modules have the same component and layer: {', '.join(kinds)}")
     return found
 
 
-class _Sources(NamedTuple):
-    """The checkpoint tensors that form one stacked parameter."""
-
-    stacked: TensorLocation | None
-    per_expert: dict[int, list[TensorLocation | None]]  # by expert, in the order of concatenation
-    names: list[str]  # of the patterns, for messages
-
-
-def _sources(checkpoint: Checkpoint, twin: Any) -> dict[str, _Sources]:
-    mapping = get_model_conversion_mapping(twin)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-    state = twin.state_dict()
-    found: dict[str, _Sources] = defaultdict(lambda: _Sources(None, defaultdict(list), []))
-    for name, location in checkpoint.tensors.items():
-        target, pattern = rename_source_key(name, renamings, converters, twin.base_model_prefix, state)
-        if target not in state and name in state:
-            target, pattern = name, None
-        if pattern is None:
-            found[target] = _Sources(location, {}, [name])
-            continue
-        converter = by_pattern[pattern]
-        expert = _expert_of(name, pattern)
-        if expert is None or not _is_plain(converter):
-            if ".experts" in target:
-                chain = ", ".join(type(operation).__name__ for operation in converter.operations)
-                raise Unsupported(f"{name} reaches {target} through {chain}, which cannot be read expert by expert yet")
-            continue
-        entry = found[target]
-        if not entry.names:
-            entry.names.extend(converter.source_patterns)
-        parts = entry.per_expert.setdefault(expert, [None] * len(converter.source_patterns))
-        parts[converter.source_patterns.index(pattern)] = location
-    return found
+def _top_k(config: Any) -> int:
+    for name in ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "top_k"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    raise Unsupported(f"the config of {config.model_type} does not say how many experts a token picks")
 
 
-def _is_plain(converter: WeightConverter) -> bool:
-    """Whether an expert's bytes are its tensors one behind the other."""
-    operations = converter.operations
-    if not operations or not isinstance(operations[0], MergeModulelist) or operations[0].dim != 0:
-        return False
-    rest = operations[1:]
-    if len(converter.source_patterns) == 1:
-        return not rest
-    return len(rest) == 1 and isinstance(rest[0], Concatenate) and rest[0].dim == 1
+class _Part(NamedTuple):
+    """One expert's part of a checkpoint tensor."""
+
+    piece: Piece
+    dtype: str
+    shape: tuple[int, ...]
+    is_stacked: bool
 
 
-def _expert_of(name: str, pattern: str) -> int | None:
-    match = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
-    return int(match[1]) if match and match.groups() else None
+class _Reading:
+    """Describes parameters expert by expert; the trial of a conversion is made once for all that look alike."""
 
+    def __init__(self, twin: Any) -> None:
+        self._config = twin.config
+        named = twin.named_parameters(remove_duplicate=False)  # some are tied
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in named}
+        self._trials: dict[tuple[Any, ...], str] = {}
 
-def _expert_parameter(name: str, expert: int, shape: tuple[int, ...], sources: _Sources) -> ExpertParameter:
-    """Describe one expert's part; a KeyError names the first tensor that is absent."""
-    one = shape[1:]
-    if sources.stacked is not None:
-        whole = sources.stacked
-        if whole.shape != shape:
-            raise CheckpointError(f"{sources.names[0]} has shape {whole.shape}, the model needs {shape}")
-        nbytes = whole.nbytes // shape[0]
-        begin = whole.offset + expert * nbytes
-        pieces: tuple[Piece, ...] = (Piece(whole.file, begin, nbytes),)
-        dtype, address = whole.dtype, begin % ALIGNMENT
-    else:
-        if not sources.names:
+    def parameter(self, full_name: str, expert: int, sources: Sources | None) -> ExpertParameter:
+        """Describe one expert's part; a KeyError names the first tensor that is absent."""
+        name = full_name.rpartition(".")[2]
+        if sources is None:
             raise KeyError(name)
-        parts = sources.per_expert.get(expert, [None] * len(sources.names))
-        present = []
-        for pattern, part in zip(sources.names, parts, strict=True):
-            if part is None:
-                raise KeyError(pattern.replace("*", str(expert)))
-            present.append(part)
-        rows = sum(part.shape[0] for part in present)
-        if any(part.shape[1:] != one[1:] for part in present) or rows != one[0]:
-            raise CheckpointError(
-                f"{name} of expert {expert} has shapes {[part.shape for part in present]}, the model needs {one}"
+        count, *one = self._shapes[full_name]
+        shape = tuple(one)
+        index = sources.share * count + expert
+        parts = [
+            _part(pattern, by_expert, index, count)
+            for pattern, by_expert in zip(sources.names, sources.tensors, strict=True)
+        ]
+        stored = {part.dtype for part in parts}
+        if len(stored) > 1:
+            raise CheckpointError(f"{full_name} of expert {expert} mixes {' and '.join(sorted(stored))}")
+        if not stored <= DTYPES.keys():
+            raise Unsupported(
+                f"{full_name} of expert {expert} is stored as {parts[0].dtype}; only F32, F16 and BF16 run exactly"
             )
-        if len({part.dtype for part in present}) > 1:
-            raise CheckpointError(f"{name} of expert {expert} mixes {sorted({part.dtype for part in present})}")
-        pieces = tuple(Piece(part.file, part.offset, part.nbytes) for part in present)
-        dtype, nbytes = present[0].dtype, sum(part.nbytes for part in present)
-        address = expert * nbytes % ALIGNMENT
-    if dtype not in DTYPES:
-        raise Unsupported(f"{name} of expert {expert} is stored as {dtype}; only F32, F16 and BF16 can be run exactly")
-    address -= address % DTYPES[dtype].itemsize  # torch has no tensors at odd addresses
-    return ExpertParameter(name=name, dtype=DTYPES[dtype], shape=one, nbytes=nbytes, address=address, pieces=pieces)
+        dtype = DTYPES[parts[0].dtype]
+        nbytes = math.prod(shape) * dtype.itemsize
+        address = expert * nbytes
+        recipe = None
+        if not sources.is_plain:
+            recipe = self._recipe(sources, parts)
+            if self._trial(recipe) == "as stored":
+                recipe = None
+        if recipe is None and parts[0].is_stacked:
+            address = parts[0].piece.offset
+        if recipe is None and not _fits(parts, shape):
+            shapes = " and ".join(str(part.shape) for part in parts)
+            raise CheckpointError(f"{full_name} of expert {expert} has shape {shapes}, the model needs {shape}")
+        return ExpertParameter(
+            name=name,
+            dtype=dtype,
+            shape=shape,
+            nbytes=nbytes,
+            address=address % ALIGNMENT // dtype.itemsize * dtype.itemsize,  # torch has no tensors at odd addresses
+            pieces=tuple(part.piece for part in parts),
+            recipe=recipe,
+        )
+
+    def _recipe(self, sources: Sources, parts: list[_Part]) -> Recipe:
+        return Recipe(
+            converter=sources.converter,
+            config=self._config,
+            parameter=sources.parameter,
+            first=sources.made[0],
+            shapes={made: self._shapes[made][1:] for made in sources.made},
+            sources=tuple(
+                Source(name, part.shape, part.is_stacked) for name, part in zip(sources.names, parts, strict=True)
+            ),
+        )
+
+    def _trial(self, recipe: Recipe) -> str:
+        place = (id(recipe.converter), recipe.sources, recipe.shapes[recipe.parameter])
+        if place not in self._trials:
+            self._trials[place] = recipe.trial()
+        return self._trials[place]
+
+
+def _part(name: str, by_expert: dict[int | None, TensorLocation], index: int, count: int) -> _Part:
+    part = by_expert.get(index)
+    if part is not None:
+        return _Part(Piece(part.file, part.offset, part.nbytes), part.dtype, part.shape, False)
+    whole = by_expert.get(None)
+    if whole is None:
+        raise KeyError(name.replace("*", str(index)))
+    if whole.shape[:1] != (count,):
+        raise CheckpointError(f"{name} has shape {whole.shape}, the model needs {count} experts")
+    nbytes = whole.nbytes // count
+    return _Part(Piece(whole.file, whole.offset + index * nbytes, nbytes), whole.dtype, whole.shape[1:], True)
+
+
+def _fits(parts: list[_Part], shape: tuple[int, ...]) -> bool:
+    """Whether the parts, one behind the other, have the shape."""
+    if len(parts) == 1:
+        return parts[0].shape == shape
+    return all(part.shape[1:] == shape[1:] for part in parts) and sum(part.shape[0] for part in parts) == shape[0]

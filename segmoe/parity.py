@@ -1,9 +1,10 @@
 """Is the segmented model the stock model, bit for bit, and does it stay so while it is watched?
 
-The reference is transformers' own class with its eager experts, loaded by transformers. Compared are the logits of a
-left-padded batch, and logits and tokens of each step of greedy and of sampled generation, with no sink, with one that
-records everything and with one that raises at every event; and, among these, the sequence of loads and evictions and
-the state of the random generator.
+The reference is transformers' own class with its eager experts, loaded whole by transformers; for a checkpoint that
+does not fit memory, layerwise.py compares layer by layer. Compared are the logits of a left-padded batch, and logits
+and tokens of each step of greedy, sampled and beam generation, with no sink, with one that records everything and with
+one that raises at every event; and, among these, the sequence of loads and evictions and the state of the random
+generator. How far the library's default implementation lies from its own eager one is told beside the verdict.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
 from segmoe.events import Capture, Event, EventSink, ExpertEvicted, ExpertLoaded
-from segmoe.manifest import model_class
-from segmoe.runtime import load, read_config
+from segmoe.manifest import build_manifest, model_class
+from segmoe.prompts import read_tokenizer
+from segmoe.runtime import load, quiet_transformers, read_config
+from segmoe.verdict import Check, StockDefault, Verdict, same_bits
 
 PROMPTS = (
     "It is a truth universally acknowledged",
@@ -30,38 +31,14 @@ PROMPTS = (
     "En el principio crió Dios los cielos y la tierra, y la tierra estaba",
 )
 SEED = 20
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "top_k": 50},
+    "beam": {"do_sample": False, "num_beams": 3},
+}
+"""The ways of generating that are compared."""
 
 Trace = dict[str, torch.Tensor]
-
-
-class Check(NamedTuple):
-    """One comparison."""
-
-    what: str
-    equal: bool
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """The comparisons and what they were made on."""
-
-    checkpoint_digest: str
-    output_digest: str  # sha256 over the reference's logits
-    checks: tuple[Check, ...]
-
-    @property
-    def equal(self) -> bool:
-        """Whether all comparisons found no differing bit."""
-        return all(check.equal for check in self.checks)
-
-    @property
-    def lines(self) -> list[str]:
-        """A line for each comparison, then the verdict."""
-        rows = [f"{'equal  ' if check.equal else 'DIFFERS'}  {check.what}: {check.detail}" for check in self.checks]
-        verdict = "equal to stock transformers (eager experts), bit for bit" if self.equal else "NOT the stock model"
-        ids = f"checkpoint {self.checkpoint_digest[:12]}, outputs {self.output_digest[:12]}"
-        return [*rows, f"{verdict} ({ids})"]
 
 
 def verify(
@@ -73,16 +50,22 @@ def verify(
     prompts: Sequence[str] = PROMPTS,
     new_tokens: int = 12,
 ) -> Verdict:
-    """Compare the segmented model with the stock model, which must fit memory; two slots per layer if not told."""
+    """Compare the segmented model with the stock model, which must fit memory; a quarter of the experts if not told."""
     if not prompts:
         raise ConfigError("there is nothing to compare without a prompt; give at least one")
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.folder)
+    manifest = build_manifest(checkpoint, config)
+    manifest.require_complete()
+    if experts is None and budget is None:
+        experts = max(1, len(manifest.experts) // 4)
     inputs = _inputs(checkpoint.folder, config, prompts)
-    stock = model_class(config).from_pretrained(
-        checkpoint.folder, dtype="auto", experts_implementation="eager", local_files_only=True
-    )
+    with quiet_transformers():
+        stock = model_class(config).from_pretrained(
+            checkpoint.folder, dtype="auto", experts_implementation="eager", local_files_only=True
+        )
     reference = _run(stock.eval(), inputs, new_tokens)
+    stock_default = _stock_default(stock, inputs, new_tokens, reference)
     del stock
     checks: list[Check] = []
     tapes: list[list[tuple[object, ...]]] = []
@@ -105,20 +88,25 @@ def verify(
     for name, tensor in reference.items():
         if "logits" in name:
             outputs.update(tensor.float().numpy().tobytes())
-    return Verdict(checkpoint_digest=checkpoint.digest, output_digest=outputs.hexdigest(), checks=tuple(checks))
+    return Verdict(
+        checkpoint_digest=checkpoint.digest,
+        output_digest=outputs.hexdigest(),
+        checks=tuple(checks),
+        stock_default=stock_default,
+    )
 
 
 def _inputs(folder: Path, config: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """A left-padded batch; random token ids where the folder has no tokenizer."""
     vocabulary = config.get_text_config().vocab_size
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
         generator = torch.Generator().manual_seed(SEED)
         ids = torch.randint(1, vocabulary, (3, 16), generator=generator)
         mask = torch.ones_like(ids)
         for row, padding in enumerate((0, 5, 11)):
             mask[row, :padding] = 0
         return {"input_ids": ids, "attention_mask": mask}
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -126,24 +114,39 @@ def _inputs(folder: Path, config: Any, prompts: Sequence[str]) -> dict[str, torc
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
-def _run(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> Trace:
+def _run(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, modes: Sequence[str] = tuple(MODES)) -> Trace:
     common = {"max_new_tokens": new_tokens, "output_logits": True, "return_dict_in_generate": True}
     with torch.no_grad():
         trace = {"logits of a padded batch": model(**inputs).logits.clone()}
-        for name, options in (("greedy", {"do_sample": False}), ("sampled", {"do_sample": True, "top_k": 50})):
+        for name in modes:
             torch.manual_seed(SEED)
-            answer = model.generate(**inputs, **options, **common)
+            answer = model.generate(**inputs, **MODES[name], **common)
             trace[f"tokens of {name} generation"] = answer.sequences
             trace[f"logits of each {name} step"] = torch.stack(answer.logits)
             trace[f"random state after {name}"] = torch.get_rng_state()
     return trace
 
 
+def _stock_default(stock: Any, inputs: dict[str, torch.Tensor], new_tokens: int, eager: Trace) -> StockDefault | None:
+    """Run stock once more as it runs when nobody chooses an implementation."""
+    implementation: str = stock.get_correct_experts_implementation(None)
+    if implementation == "eager":
+        return None
+    stock.set_experts_implementation(implementation)
+    try:
+        found = _run(stock, inputs, new_tokens, modes=("greedy",))
+    except RuntimeError as error:  # its kernels want aligned shapes
+        return StockDefault(implementation, None, None, str(error).split("\n")[0])
+    logits, tokens = "logits of a padded batch", "tokens of greedy generation"
+    largest = (found[logits].float() - eager[logits].float()).abs().max().item()
+    return StockDefault(implementation, largest, not torch.equal(found[tokens], eager[tokens]))
+
+
 def _compare(what: str, wanted: torch.Tensor, found: torch.Tensor) -> Check:
     shape = " x ".join(str(size) for size in wanted.shape)
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return Check(what, False, f"{shape} {wanted.dtype} against {tuple(found.shape)} {found.dtype}")
-    if torch.equal(wanted, found):
+    if same_bits(wanted, found):
         return Check(what, True, shape)
     differing = (wanted != found) & ~(wanted.isnan() & found.isnan())
     largest = (wanted.float() - found.float()).abs().max().item()

@@ -33,7 +33,6 @@ class Pass:
     component: str
     began_ns: int
     counters: Counters
-    depth: int = 1
     tokens: Tokens = UNKNOWN
     nll: NDArray[np.float32] | None = None
     entropy: NDArray[np.float32] | None = None

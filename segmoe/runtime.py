@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import CheckpointError, ConfigError, Unsupported
 from segmoe.events import CAPTURES, Capture, Event, EventSink, GuardedSink, StepDone
 from segmoe.experts import IMPLEMENTATION, Seam
+from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
 from segmoe.manifest import Manifest, build_manifest, is_experts_module, model_class
 from segmoe.policies import make_policy
 from segmoe.units import parse_bytes
@@ -46,19 +48,11 @@ def load(
     """
     if capture not in CAPTURES:
         raise ConfigError(f"there is no capture level {capture!r}; choose one of {', '.join(CAPTURES)}")
-    if experts is not None and budget is not None:
-        raise ConfigError("give a budget in experts or in bytes, not both")
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.folder)
     manifest = build_manifest(checkpoint, config)
-    runtime = Runtime(
-        manifest,
-        policy=policy,
-        capacity_experts=experts,
-        capacity_bytes=None if budget is None else parse_bytes(budget),
-        sink=sink,
-        capture=capture,
-    )
+    manifest.require_complete()
+    runtime = Runtime(manifest, experts=experts, budget=budget, policy=policy, sink=sink, capture=capture)
     model = _build(manifest, config)
     runtime.attach(model)
     return model
@@ -80,24 +74,27 @@ class Runtime:
         self,
         manifest: Manifest,
         *,
+        experts: int | None,
+        budget: str | int | None,
         policy: str,
-        capacity_experts: int | None,
-        capacity_bytes: int | None,
-        sink: EventSink | None,
-        capture: Capture,
+        sink: EventSink | None = None,
+        capture: Capture = "off",
     ) -> None:
+        if experts is not None and budget is not None:
+            raise ConfigError("give a budget in experts or in bytes, not both")
         self.manifest = manifest
         self.policy = policy
         self.capture = capture
         self.cache = ExpertCache(
             manifest.experts,
             make_policy(policy),
-            capacity_experts=capacity_experts,
-            capacity_bytes=capacity_bytes,
+            capacity_experts=experts,
+            capacity_bytes=None if budget is None else parse_bytes(budget),
             emit=self.emit,
         )
         self._sink = None if sink is None else GuardedSink(sink)
         self._pass: passes.Pass | None = None
+        self._inside: list[Any] = []  # its modules that were entered and not left, outermost first
         self._next_step = 0
 
     @property
@@ -115,25 +112,33 @@ class Runtime:
         if self._sink is not None:
             self._sink.emit(event)
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copying()
+
     def close(self) -> None:
         """Give back the memory of all experts and close the shards."""
         self.cache.close()
 
     def attach(self, model: Any) -> None:
         """Put a seam into each experts module and listen to the passes of each component."""
-        components: dict[str, Any] = {}
-        for place in self.manifest.modules:
-            seam = Seam(self, place, model.get_submodule(place.path))
-            head, _, _ = place.path.partition(f"layers.{place.layer}.")
-            layer = model.get_submodule(f"{head}layers.{place.layer}")
-            layer.register_forward_hook(lambda module, args, out, seam=seam: seam.layer_done(_first(out)))
-            components[place.component] = model.get_submodule(head.rstrip("."))
-        for component, stack in components.items():
+        stacks: dict[str, dict[int, Any]] = {}
+        experts = [model.get_submodule(place.path) for place in self.manifest.modules]
+        watched = {id(module): module for module in (model, *experts)}
+        for place, module in zip(self.manifest.modules, experts, strict=True):
+            seam = Seam(self, place, module)
+            if self.is_capturing:
+                model.get_submodule(place.block).register_forward_hook(_after_layer(seam))
+            stack = model.get_submodule(place.stack)
+            stacks.setdefault(place.root, {})[id(stack)] = stack
+        for component, found in stacks.items():
             root = model if component == model.base_model_prefix else model.get_submodule(component)
-            for module in {id(root): root, id(stack): stack}.values():
-                self._listen(component, module, is_stack=module is stack)
+            for module in {id(root): root, **found}.values():
+                self._listen(component, module, is_stack=id(module) in found)
+                watched[id(module)] = module
+        self._one_thread = OneThread(experts)
+        leave_uncompiled(watched.values())
+        stay_as_loaded(model, experts)
         model.segmoe = self
-        model.save_pretrained = _refuse_saving
 
     def tokens_of(self, component: str, rows: int) -> passes.Tokens:
         """Which token each row of the pass under way is."""
@@ -145,31 +150,41 @@ class Runtime:
 
     def _listen(self, component: str, module: Any, *, is_stack: bool) -> None:
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._pass is None or self._pass.component != component:
+            self._one_thread.enter()
+            if self._pass is None or self._pass.component != component or module in self._inside:
+                # who is inside already was left by Ctrl-C, of which no hook hears
                 self.cache.step, self._next_step = self._next_step, self._next_step + 1
                 self._pass = passes.begin(component, self.cache.counters)
+                self._inside = [module]
             else:
-                self._pass.depth += 1
+                self._inside.append(module)
             if is_stack and self._sink is not None:
                 self._pass.tokens = passes.read_tokens(passes.arguments(module, args, kwargs))
 
         def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             current = self._pass
-            if current is None:
+            if current is None or not self._one_thread.is_mine:
                 return
             if output is None:  # the forward raised: nothing was predicted
-                self._pass = None
+                self._end_pass()
                 return
             if self.is_capturing:
                 call = passes.arguments(module, args, kwargs)
                 passes.read_predictions(current, call.get("input_ids"), getattr(output, "logits", None))
-            current.depth -= 1
-            if current.depth == 0:
-                self._pass = None
-                self._step_done(current)
+            self._inside.pop()
+            if not self._inside:
+                try:
+                    self._step_done(current)
+                finally:
+                    self._end_pass()
 
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after, with_kwargs=True, always_call=True)
+
+    def _end_pass(self) -> None:
+        self._pass = None
+        self._inside = []
+        self._one_thread.leave()
 
     def _step_done(self, current: passes.Pass) -> None:
         if self._sink is None:
@@ -202,24 +217,14 @@ class Runtime:
 def _build(manifest: Manifest, config: Any) -> Any:
     """Let transformers load everything but the experts, and make sure that it found everything else."""
     cls = model_class(config)
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    with _loading:
-        try:
-            transformers_logging.set_verbosity_error()  # it would list every expert tensor as unexpected
-            transformers_logging.disable_progress_bar()
-            with _stripped(cls, config, manifest):
-                model, info = cls.from_pretrained(
-                    manifest.folder,
-                    dtype="auto",
-                    experts_implementation=IMPLEMENTATION,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        finally:
-            transformers_logging.set_verbosity(verbosity)
-            if bar:
-                transformers_logging.enable_progress_bar()
+    with quiet_transformers(), without_experts(cls, config, manifest):
+        model, info = cls.from_pretrained(
+            manifest.folder,
+            dtype="auto",
+            experts_implementation=IMPLEMENTATION,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     lost = sorted(info["missing_keys"])
     if lost or info["mismatched_keys"]:
         names = ", ".join([*lost, *sorted(str(key) for key in info["mismatched_keys"])][:3])
@@ -234,13 +239,36 @@ def _build(manifest: Manifest, config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _stripped(cls: Any, config: Any, manifest: Manifest) -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """While this lasts, transformers shows no bar and does not list every expert tensor as unexpected."""
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    try:
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def without_experts(cls: Any, config: Any, manifest: Manifest) -> Iterator[None]:
     """While this lasts, experts modules are built without their stacked parameters, so that nobody reads them."""
+    with _loading, _stripped(cls, config, manifest):
+        yield
+
+
+@contextlib.contextmanager
+def _stripped(cls: Any, config: Any, manifest: Manifest) -> Iterator[None]:
     with torch.device("meta"):
         twin = cls._from_config(config)
     names = {module.path: module.parameters for module in manifest.modules}
     classes = {type(module): names[path] for path, module in twin.named_modules() if is_experts_module(module)}
     originals = {kind: kind.__init__ for kind in classes}
+    stacked_names = [f"{module.path}.{name}" for module in manifest.modules for name in module.parameters]
+    tying = {kind: kind._tied_weights_keys for kind in {type(module) for module in twin.modules()} if _is_tying(kind)}
 
     def strip(kind: Any) -> Any:
         original = originals[kind]
@@ -249,7 +277,8 @@ def _stripped(cls: Any, config: Any, manifest: Manifest) -> Iterator[None]:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it takes the place of one
             original(self, *args, **kwargs)
             for name in classes[kind]:
-                del self._parameters[name]
+                stacked = self._parameters.pop(name)
+                setattr(self, name, torch.empty_like(stacked, device="meta"))  # some families look at it once more
             self._is_hf_initialized = True
 
         return __init__
@@ -257,16 +286,28 @@ def _stripped(cls: Any, config: Any, manifest: Manifest) -> Iterator[None]:
     try:
         for kind in classes:
             kind.__init__ = strip(kind)
+        for kind, ties in tying.items():  # experts that are tied are read from where they are tied to
+            kept = {to: of for to, of in ties.items() if not any(re.search(to, name) for name in stacked_names)}
+            kind._tied_weights_keys = kept
         yield
     finally:
+        for kind, ties in tying.items():
+            kind._tied_weights_keys = ties
         for kind, original in originals.items():
             kind.__init__ = original
+
+
+def _is_tying(kind: Any) -> bool:
+    return isinstance(vars(kind).get("_tied_weights_keys"), dict)
+
+
+def _after_layer(seam: Seam) -> Callable[..., None]:
+    def done(module: Any, args: Any, output: Any) -> None:
+        seam.layer_done(_first(output))
+
+    return uncompiled(done)
 
 
 def _first(output: Any) -> torch.Tensor:
     found: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return found
-
-
-def _refuse_saving(*args: Any, **kwargs: Any) -> None:
-    raise Unsupported("a segmented model holds no experts to save; copy the checkpoint's folder instead")

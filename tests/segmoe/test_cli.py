@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,31 @@ def test_verify_prints_a_verdict_and_exits_with_zero(qwen3: Path) -> None:
     result = run("verify", qwen3, "--experts", 3, "--new-tokens", 2)
     assert result.exit_code == 0, result.output
     assert "equal to stock transformers" in result.output
+
+
+def test_verify_as_json_is_one_object(qwen3: Path) -> None:
+    result = run("verify", qwen3, "--new-tokens", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["equal"] is True
+
+
+def test_verify_layer_by_layer_tells_progress_on_stderr_and_the_count_on_stdout(qwen3: Path) -> None:
+    result = run("verify", qwen3, "--layers")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].startswith("24 of 24 experts in 3 layers certified")
+    assert result.stderr.count("left)") == 3
+    found = json.loads(run("verify", qwen3, "--layers", "--json").stdout)
+    assert (found["equal"], found["experts"], found["experts_equal"]) == (True, 24, 24)
+
+
+def test_layers_and_prompts_exclude_each_other(qwen3: Path) -> None:
+    assert run("verify", qwen3, "--layers", "--prompts", __file__).exit_code == 2
+
+
+def test_a_failure_with_json_is_one_object_too(tmp_path: Path) -> None:
+    result = run("verify", tmp_path / "nothing", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["kind"] == "CheckpointError"
 
 
 @pytest.mark.parametrize("damage", ["folder", "shard", "truncated"])
