@@ -149,6 +149,8 @@ class Runtime:
         return passes.Tokens("prefill", nothing, nothing)
 
     def _listen(self, component: str, module: Any, *, is_stack: bool) -> None:
+        is_predicting = hasattr(module, "can_generate") and module.can_generate()  # other heads' logits are of labels
+
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._one_thread.enter()
             if self._pass is None or self._pass.component != component or module in self._inside:
@@ -168,7 +170,7 @@ class Runtime:
             if output is None:  # the forward raised: nothing was predicted
                 self._end_pass()
                 return
-            if self.is_capturing:
+            if self.is_capturing and is_predicting:
                 call = passes.arguments(module, args, kwargs)
                 passes.read_predictions(current, call.get("input_ids"), getattr(output, "logits", None))
             self._inside.pop()

@@ -111,7 +111,12 @@ def test_an_expert_that_lost_a_tensor_is_named_and_not_skipped(copy: Path, proje
         manifest(copy).require_complete()
 
 
-def test_a_changed_weight_place_changes_the_digest(copy: Path, qwen3: Path) -> None:
+def test_another_training_has_another_digest(tmp_path: Path) -> None:
+    one, other = (tiny.save(tiny.build("Qwen3Moe", seed=seed), tmp_path / str(seed)) for seed in (1, 2))
+    assert open_checkpoint(one).digest != open_checkpoint(other).digest
+
+
+def test_a_changed_config_changes_the_digest(copy: Path, qwen3: Path) -> None:
     before = open_checkpoint(qwen3).digest
     assert open_checkpoint(copy).digest == before
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
