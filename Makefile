@@ -4,6 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DB ?= observer.db
 
+# The embedded model is too small for a second thread: beside an observer it waits for it more than it gains.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: install run test check bench dashboard
 
 install: $(STAMP)

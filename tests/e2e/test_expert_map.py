@@ -28,6 +28,7 @@ FLAGS = [
 ]
 RECORD = Path(__file__).parents[1] / "dashboard" / "record.py"
 PATIENCE_MS = 30_000
+expect.set_options(timeout=PATIENCE_MS)  # its own default is 5 s, as long as a page waits between two looks
 
 pytestmark = pytest.mark.e2e
 
