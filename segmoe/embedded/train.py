@@ -122,7 +122,8 @@ class _SortedExperts(torch.autograd.Function):
     """Every pick's unweighted expert output [tokens, k, hidden]: rows sorted by expert, then products in slices.
 
     The backward is by hand because the library's implementations scatter their gradients on a CPU one row at a time:
-    a step took 0.72 s with stock eager, 0.66 s with grouped_mm and 0.45 s with this. All three give the same gradients.
+    forward and backward of a step took about 0.75 s with stock eager and 0.66 s with grouped_mm on two cores; with this
+    a whole step, optimizer and all, takes 0.53 s. All three give the same gradients.
     """
 
     @staticmethod
