@@ -20,7 +20,7 @@ run: install ## observe the embedded model on the embedded corpus and print the 
 	$(BIN)/observer run --db $(DB) --generate 16
 
 test: install ## all tests; the browser tests need Debian's chromium
-	@test -x /usr/bin/chromium || command -v chromium >/dev/null || .ci/apt chromium
+	@test -x /usr/bin/chromium || .ci/apt chromium
 	$(BIN)/python -m pytest
 
 check: install ## lint, format, types, import rules
