@@ -160,6 +160,22 @@ def upgrade(db: Path) -> None:
     click.echo(f"{db} is up to date")
 
 
+@db.command()
+@click.option("--db", type=click.Path(path_type=Path), help="A record; without it what this version would make.")
+@click.option("--markdown", is_flag=True, help="As tables for a document.")
+@expected_failures
+def schema(db: Path | None, markdown: bool) -> None:
+    """Print the views that readers rely on, with the meaning of each column."""
+    from observer.db.schema import markdown as as_markdown
+    from observer.db.schema import print_views, views_of
+
+    views = views_of(db)
+    if markdown:
+        click.echo(as_markdown(views))
+    else:
+        print_views(views)
+
+
 def _report(db: Path, run: str | None) -> None:
     from observer.db.session import open_db
     from observer.report import print_report, read_report

@@ -8,12 +8,17 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from observer.errors import CollectorError
+from observer.gaps import Gaps
 from observer.observation import Observation, TextRef
+from observer.state import Arrays, below, counts_of, of_counts, under
 from observer.totals import Snapshot, Totals
 from segmoe.events import Event
 
@@ -26,12 +31,14 @@ logger = logging.getLogger(__name__)
 class _Begin(NamedTuple):
     texts: tuple[TextRef, ...]
     evidence: bool
+    place: Arrays | None
 
 
 class _Flush(NamedTuple):
     done: threading.Event
     record: bool
     final: bool
+    place: Arrays | None = None
 
 
 _Item: TypeAlias = Event | _Begin | _Flush
@@ -42,6 +49,9 @@ class Collector:
 
     Lossless, `emit` waits while the queue is full; otherwise it drops the event and counts it. What the observation or
     `record` raise stops both for good: later events count as dropped, `failure` tells why, the model never notices.
+
+    Whoever wants to go on after a crash tells at `begin`, `flush` and `close` its own place between two batches. Then
+    snapshots are taken only there, each with the state to go on from: whole batches are recorded, or nothing of them.
     """
 
     def __init__(
@@ -59,6 +69,9 @@ class Collector:
         self._lossless = lossless
         self._queue: queue.Queue[_Item | None] = queue.Queue(queue_events)
         self._drops: dict[str, int] = {}
+        self._gaps = Gaps()
+        self._place: Arrays | None = None
+        self._abandoned = False
         self._drops_lock = threading.Lock()  # both the model's thread and the consumer count drops
         self._closed = False
         self._thread = threading.Thread(target=self._consume, name="observer", daemon=True)
@@ -83,30 +96,35 @@ class Collector:
     def emit(self, event: Event, /) -> None:
         """Queue the event; after `close`, drop it."""
         if self._closed:
-            self._drop("closed")
+            self._drop("closed", event.step)
         elif self._lossless:
             self._queue.put(event)
         else:
             try:
                 self._queue.put_nowait(event)
             except queue.Full:
-                self._drop("queue full")
+                self._drop("queue full", event.step)
 
-    def begin(self, texts: Sequence[TextRef], evidence: bool) -> None:
+    def begin(self, texts: Sequence[TextRef], evidence: bool, place: Arrays | None = None) -> None:
         """Announce the batch of the events that follow: row r is texts[r]; never dropped, so this may wait.
 
         Without evidence (generated text) the events count for residency and score windows only.
         """
-        self._queue.put(_Begin(tuple(texts), evidence))
+        self._queue.put(_Begin(tuple(texts), evidence, place))
 
-    def flush(self, *, record: bool = False) -> None:
+    def flush(self, *, record: bool = False, place: Arrays | None = None) -> None:
         """Wait until everything queued is consumed; then record how things stand, if asked for."""
-        self._wait(_Flush(threading.Event(), record, final=False))
+        self._wait(_Flush(threading.Event(), record, final=False, place=place))
 
-    def close(self) -> None:
+    def abandon(self) -> None:
+        """End the thread and record nothing more: what is queued is no whole batch."""
+        self._abandoned = True
+        self.close()
+
+    def close(self, place: Arrays | None = None) -> None:
         """Complete what is open, record the last snapshot, end the thread; raise what stopped the observing."""
         if not self._closed:
-            self._wait(_Flush(threading.Event(), record=True, final=True))
+            self._wait(_Flush(threading.Event(), record=not self._abandoned, final=True, place=place))
             self._closed = True
             self._queue.put(None)
             self._thread.join()
@@ -120,51 +138,94 @@ class Collector:
     def _consume(self) -> None:
         """Run on the consumer thread until `None` comes; after a failure it only empties the queue and counts."""
         while (item := self._queue.get()) is not None:
-            if self.failure is None:
+            if self._abandoned:
+                pass
+            elif self.failure is None:
                 try:
                     self._handle(item)
                 except Exception as error:
                     self.failure = error
                     logger.warning("observing stopped, the model goes on without it", exc_info=True)
                     if not isinstance(item, (_Begin, _Flush)):
-                        self._drop("observer failed")
+                        self._drop("observer failed", item.step)
             elif not isinstance(item, (_Begin, _Flush)):
-                self._drop("observer failed")
+                self._drop("observer failed", item.step)
             if isinstance(item, _Flush):
                 item.done.set()
 
     def _handle(self, item: _Item) -> None:
+        seen = self.observation
         if isinstance(item, _Begin):
-            self.observation.begin(item.texts, item.evidence)
+            if item.place is not None:
+                seen.end_batch()
+                if seen.windows:
+                    self._snapshot(tables=True, state=self._state(item.place))
+            self._place = item.place
+            seen.begin(item.texts, item.evidence)
         elif isinstance(item, _Flush):
-            if item.final:
-                self.observation.finish()
-            if item.record:
-                self._snapshot(tables=item.final, final=item.final)
+            self._flush(item)
         else:
-            self.observation.take(item)
+            seen.take(item)
             self.events_seen_total += 1
-            if self.observation.windows:
-                self._snapshot(tables=True, final=False)
+            if seen.windows and self._place is None:
+                self._snapshot(tables=True)
 
-    def _snapshot(self, *, tables: bool, final: bool) -> None:
+    def _flush(self, item: _Flush) -> None:
+        state = None
+        if item.place is not None:
+            self.observation.end_batch()
+            state = self._state(item.place)
+        if item.final:
+            self.observation.finish()
+        if item.record:
+            self._snapshot(tables=item.final, state=state, is_final=item.final)
+
+    def _state(self, place: Arrays) -> Arrays:
+        """Return what is needed to go on from between two batches."""
+        return {
+            **under("place", place),
+            **under("observation", self.observation.state()),
+            **under("drops", of_counts(self.drops)),
+            **under("gaps", self._gaps.state()),
+            "events_seen": np.array(self.events_seen_total),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from a snapshot's state, before the first event."""
+        self.observation.restore(below("observation", state))
+        self._drops = counts_of(below("drops", state))
+        self._gaps.restore(below("gaps", state))
+        self.events_seen_total = int(state["events_seen"])
+
+    def _snapshot(self, *, tables: bool, state: Arrays | None = None, is_final: bool = False) -> None:
         """Hand what is new to the record; a window that `begin` completed goes with the next one."""
         seen = self.observation
         windows, seen.windows = tuple(seen.windows), []
         texts, seen.texts = tuple(seen.texts), []
+        residency, seen.residency.rows = tuple(seen.residency.rows), []
+        next_uses, seen.residency.next_uses = tuple(seen.residency.next_uses), []
+        with self._drops_lock:
+            gaps = (*self._gaps.take_changed(), *seen.gaps.take_changed())
         if self._record is None:
             return
         self._record(
             Snapshot(
                 windows=windows,
                 texts=texts,
-                tables=seen.tables(final=final) if tables else (),
+                tables=seen.tables(final=is_final) if tables else (),
                 totals=replace(seen.totals),
                 events_seen=self.events_seen_total - sum(seen.not_evidence.values()),
                 drops={**self.drops, **seen.not_evidence},
+                passes=seen.passes,
+                gaps=gaps,
+                residency=residency,
+                next_uses=next_uses,
+                state=state,
+                is_final=is_final,
             )
         )
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str, step: int) -> None:
         with self._drops_lock:
             self._drops[reason] = self._drops.get(reason, 0) + 1
+            self._gaps.add(reason, step)
