@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from observer.errors import CollectorError
 from observer.gaps import Gaps
 from observer.observation import Observation, TextRef
+from observer.rows import TraceFile
 from observer.state import Arrays, below, counts_of, of_counts, under
 from observer.totals import Snapshot, Totals
 from segmoe.events import Event
+
+if TYPE_CHECKING:
+    from observer.trace import TraceWriter
 
 QUEUE_EVENTS = 256
 """A Routed event of 2,048 tokens with 8 picks holds about half a megabyte."""
@@ -59,6 +63,7 @@ class Collector:
         observation: Observation,
         record: Callable[[Snapshot], None] | None = None,
         *,
+        trace: TraceWriter | None = None,
         lossless: bool = True,
         queue_events: int = QUEUE_EVENTS,
     ) -> None:
@@ -66,6 +71,7 @@ class Collector:
         self.failure: BaseException | None = None
         self.events_seen_total = 0
         self._record = record
+        self._trace = trace
         self._lossless = lossless
         self._queue: queue.Queue[_Item | None] = queue.Queue(queue_events)
         self._drops: dict[str, int] = {}
@@ -158,27 +164,27 @@ class Collector:
         if isinstance(item, _Begin):
             if item.place is not None:
                 seen.end_batch()
-                if seen.windows:
-                    self._snapshot(tables=True, state=self._state(item.place))
+                if seen.windows or (self._trace is not None and self._trace.is_full):
+                    self._snapshot(tables=bool(seen.windows), place=item.place)
             self._place = item.place
             seen.begin(item.texts, item.evidence)
+            if self._trace is not None:
+                self._trace.begin(item.texts)
         elif isinstance(item, _Flush):
             self._flush(item)
         else:
             seen.take(item)
+            if self._trace is not None:
+                self._trace.take(item)
             self.events_seen_total += 1
             if seen.windows and self._place is None:
                 self._snapshot(tables=True)
 
     def _flush(self, item: _Flush) -> None:
-        state = None
         if item.place is not None:
             self.observation.end_batch()
-            state = self._state(item.place)
-        if item.final:
-            self.observation.finish()
         if item.record:
-            self._snapshot(tables=item.final, state=state, is_final=item.final)
+            self._snapshot(tables=item.final, place=item.place, is_final=item.final)
 
     def _state(self, place: Arrays) -> Arrays:
         """Return what is needed to go on from between two batches."""
@@ -187,6 +193,7 @@ class Collector:
             **under("observation", self.observation.state()),
             **under("drops", of_counts(self.drops)),
             **under("gaps", self._gaps.state()),
+            **({} if self._trace is None else under("trace", self._trace.state())),
             "events_seen": np.array(self.events_seen_total),
         }
 
@@ -195,11 +202,19 @@ class Collector:
         self.observation.restore(below("observation", state))
         self._drops = counts_of(below("drops", state))
         self._gaps.restore(below("gaps", state))
+        if self._trace is not None:
+            self._trace.restore(below("trace", state))
         self.events_seen_total = int(state["events_seen"])
 
-    def _snapshot(self, *, tables: bool, state: Arrays | None = None, is_final: bool = False) -> None:
-        """Hand what is new to the record; a window that `begin` completed goes with the next one."""
-        seen = self.observation
+    def _snapshot(self, *, tables: bool, place: Arrays | None = None, is_final: bool = False) -> None:
+        """Hand what is new to the record; at the end also what is cut short there, of which the state knows nothing."""
+        seen, trace, files = self.observation, self._trace, tuple[TraceFile, ...]()
+        if trace is not None and not is_final:
+            files = trace.seal()
+        state = None if place is None else self._state(place)
+        if is_final:
+            seen.finish()
+            files = () if trace is None else trace.seal(rest=True)
         windows, seen.windows = tuple(seen.windows), []
         texts, seen.texts = tuple(seen.texts), []
         residency, seen.residency.rows = tuple(seen.residency.rows), []
@@ -220,6 +235,7 @@ class Collector:
                 gaps=gaps,
                 residency=residency,
                 next_uses=next_uses,
+                trace_files=files,
                 state=state,
                 is_final=is_final,
             )

@@ -78,7 +78,7 @@ class GapRow(NamedTuple):
     reason: str
     first_step: int
     last_step: int
-    events: int
+    events: int  # the column `count`
 
 
 class ResidencyRow(NamedTuple):

@@ -289,7 +289,8 @@ def upgrade() -> None:
     op.execute(sa.text("UPDATE score_window SET last_window = window_index, passes = last_step - first_step + 1"))
     passes = "SELECT COALESCE(SUM(passes), 0) FROM score_window w WHERE w.run_id = run.run_id"
     op.execute(sa.text(f"UPDATE run SET passes = ({passes})"))
-    scores = _real("trust", "trust_low", "trust_high", "convergence", "stability", "efficiency")
+    scores: list[sa.Column[Any]] = []
+    scores += _real("trust", "trust_low", "trust_high", "convergence", "stability", "efficiency")
     scores += [*_integer("uses", "blocks"), *_real("load", "weight_mean", "ean", "reap", "impact_mean")]
     dimensions = ("surprise", "novelty", "arousal", "reward", "conflict")
     _create(

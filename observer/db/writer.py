@@ -115,6 +115,8 @@ class Writer:
                 connection.exec_driver_sql(
                     f"DELETE FROM {table} WHERE run_id = ? AND window_index >= ?", (run_id, kept)
                 )
+            files = 0 if state is None else int(state.get("trace/files", 0))
+            connection.exec_driver_sql("DELETE FROM trace_file WHERE run_id = ? AND file_index >= ?", (run_id, files))
             connection.exec_driver_sql(
                 "UPDATE run SET status = 'started', error = '', finished_at = '', heartbeat_at = ?, "
                 "attempts = attempts + 1 WHERE run_id = ?",
