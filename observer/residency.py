@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ class ResidencyLog:
             row = ResidencyRow(
                 *(index, event.step, "evict", *key, event.reason, self._expert_bytes.get(key, 0)),
                 idle_steps=event.idle_steps,
-                policy_score=event.policy_score,
+                policy_score=event.policy_score if math.isfinite(event.policy_score) else 0.0,
                 trust=-1.0 if event.trust is None else event.trust,
             )
         self.rows.append(row)

@@ -21,8 +21,9 @@ Integers = NDArray[np.int64]
 class ExpertWindowRows:
     """Every expert of a component in one score window, all contexts together; arrays are [layer, expert].
 
-    Of the scores, trust with its interval, its parts and `blocks` are as they stand at the window's end; `uses` and
-    the plain statistics are of the window alone, and so is everything else.
+    Of the scores, trust with its interval, its parts and its evidence (`blocks`, `block_mean`, `block_m2`, `windows`,
+    `window_cv`) are as they stand at the window's end; `uses` and the plain statistics are of the window alone, and so
+    is everything else.
     """
 
     window_index: int

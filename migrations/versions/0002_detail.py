@@ -118,7 +118,11 @@ SELECT
   weight_mean,        -- routing weight per pick
   ean,                -- sum of |o| over its picks
   reap,               -- mean of w |o| over its picks
-  impact_mean         -- sum of impact per observed token of the layer
+  impact_mean,        -- sum of impact per observed token of the layer
+  block_mean,         -- mean over the blocks of its impact per token
+  block_m2,           -- sum over the blocks of the squared deviation from it
+  windows,            -- 32-token windows in which it was used enough to tell its stability
+  window_cv           -- coefficient of variation of its impact per use over them
 FROM expert_trust""",
     "v_expert_window": """
 -- one expert in one score window, all contexts together; trust and its parts at its end, the rest of it alone
@@ -148,7 +152,11 @@ SELECT
   conflict,           -- 0..1, likewise
   hits,               -- found in memory, once per pass
   misses,             -- not found in memory
-  evictions           -- left memory
+  evictions,          -- left memory
+  block_mean,         -- mean over the blocks so far of its impact per token
+  block_m2,           -- sum over the blocks so far of the squared deviation from it
+  windows,            -- 32-token windows so far in which it was used enough to tell its stability
+  window_cv           -- coefficient of variation of its impact per use over them
 FROM expert_window""",
     "v_salience": """
 -- 32 consecutive tokens of a sequence (fewer at its end) and how salient they were
@@ -184,7 +192,7 @@ SELECT
   read_ns,            -- of a load: reading it took
   waited_ns,          -- of a load: the model stood still for
   idle_steps,         -- of an eviction: forward passes since its last use
-  policy_score,       -- of an eviction: what the policy ranked it by; the lowest leaves
+  policy_score,       -- of an eviction: what the policy ranked it by, lowest first; 0 if it had no choice
   trust,              -- of an eviction: trust that the policy used; -1 if none
   next_use_step       -- of an eviction: when it was loaded again; -1 if not so far
 FROM residency_event""",
@@ -239,8 +247,10 @@ FROM trace_file""",
 ADDED = {  # table -> column -> what it is in a record of before
     "run": {"passes": "0", "verdict": "'{}'", "attempts": "1"},
     "score_window": {"last_window": "0", "passes": "0"},
+    "expert_trust": {"block_mean": "0", "block_m2": "0", "windows": "0", "window_cv": "0"},
 }
 TEXT = {"verdict"}
+REAL = {"block_mean", "block_m2", "window_cv"}
 
 TABLES = (
     "expert_window",
@@ -284,7 +294,7 @@ def upgrade() -> None:
     _drop_views(_earlier_views())
     for table, columns in ADDED.items():
         for name, before in columns.items():
-            kind = sa.Text() if name in TEXT else sa.Integer()
+            kind = sa.Text() if name in TEXT else sa.REAL() if name in REAL else sa.Integer()
             op.add_column(table, sa.Column(name, kind, nullable=False, server_default=sa.text(before)))
     op.execute(sa.text("UPDATE score_window SET last_window = window_index, passes = last_step - first_step + 1"))
     passes = "SELECT COALESCE(SUM(passes), 0) FROM score_window w WHERE w.run_id = run.run_id"
@@ -292,6 +302,7 @@ def upgrade() -> None:
     scores: list[sa.Column[Any]] = []
     scores += _real("trust", "trust_low", "trust_high", "convergence", "stability", "efficiency")
     scores += [*_integer("uses", "blocks"), *_real("load", "weight_mean", "ean", "reap", "impact_mean")]
+    scores += [*_real("block_mean", "block_m2"), *_integer("windows"), *_real("window_cv")]
     dimensions = ("surprise", "novelty", "arousal", "reward", "conflict")
     _create(
         "expert_window",

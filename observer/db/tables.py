@@ -163,6 +163,10 @@ SCORES = (
     "ean",
     "reap",
     "impact_mean",
+    "block_mean",
+    "block_m2",
+    "windows",
+    "window_cv",
 )
 """The fields of observer.ledger.Scores, in their order."""
 
@@ -182,6 +186,10 @@ def _scores() -> list[Column[Any]]:
         _real("ean", "sum of |o| over its picks"),
         _real("reap", "mean of w |o| over its picks"),
         _real("impact_mean", "sum of impact per observed token of the layer"),
+        _real("block_mean", "mean over the blocks of its impact per token"),
+        _real("block_m2", "sum over the blocks of the squared deviation from it"),
+        _integer("windows", "32-token windows in which it was used enough to tell its stability"),
+        _real("window_cv", "coefficient of variation of its impact per use over them"),
     ]
 
 

@@ -114,6 +114,10 @@ EXPECTED = {
         "ean": "REAL",
         "reap": "REAL",
         "impact_mean": "REAL",
+        "block_mean": "REAL",
+        "block_m2": "REAL",
+        "windows": "INTEGER",
+        "window_cv": "REAL",
     },
     "v_expert_window": {
         "run_id": "INTEGER",
@@ -142,6 +146,10 @@ EXPECTED = {
         "hits": "INTEGER",
         "misses": "INTEGER",
         "evictions": "INTEGER",
+        "block_mean": "REAL",
+        "block_m2": "REAL",
+        "windows": "INTEGER",
+        "window_cv": "REAL",
     },
     "v_salience": {
         "run_id": "INTEGER",
