@@ -294,7 +294,7 @@ def upgrade() -> None:
     _drop_views(_earlier_views())
     for table, columns in ADDED.items():
         for name, before in columns.items():
-            kind = sa.Text() if name in TEXT else sa.REAL() if name in REAL else sa.Integer()
+            kind: Any = sa.Text() if name in TEXT else sa.REAL() if name in REAL else sa.Integer()
             op.add_column(table, sa.Column(name, kind, nullable=False, server_default=sa.text(before)))
     op.execute(sa.text("UPDATE score_window SET last_window = window_index, passes = last_step - first_step + 1"))
     passes = "SELECT COALESCE(SUM(passes), 0) FROM score_window w WHERE w.run_id = run.run_id"
