@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from observer.db import tables
 from observer.db.session import explain
+from observer.db.windows import MOST_WINDOWS, make_room
 from observer.errors import DatabaseError, RunNameTaken
 from observer.rows import CoactivationRows, ExpertWindowRows, SalienceRows, ValidationRow
 from observer.state import Arrays, pack, unpack
@@ -75,12 +76,20 @@ class Labels(Protocol):
 class Writer:
     """Writes one run; `start` or `resume` first, then `record` any number of times, then `finish`."""
 
-    def __init__(self, engine: Engine, labels: Labels, now: Callable[[], str] = utc_now) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        labels: Labels,
+        now: Callable[[], str] = utc_now,
+        *,
+        most_windows: int = MOST_WINDOWS,
+    ) -> None:
         self.run_id = 0
         self._engine = engine
         self._path = Path(engine.url.database or "")
         self._labels = labels
         self._now = now
+        self._most_windows = most_windows
 
     def start(self, run: RunStart, expert_bytes: Mapping[ExpertKey, int]) -> int:
         """Add the run and its experts; raise RunNameTaken if there is one of this name."""
@@ -127,7 +136,7 @@ class Writer:
     def record(self, snapshot: Snapshot) -> None:
         """Add what is new, replace the scores, the totals and the state, beat the heart; all or nothing."""
         with self._transaction() as connection:
-            _insert(connection, tables.window, WINDOW_COLUMNS, [self._window(w) for w in snapshot.windows])
+            self._windows(connection, snapshot)
             _insert(connection, tables.sequence, TEXT_COLUMNS, [self._text(t) for t in snapshot.texts])
             for table in snapshot.tables:
                 _run_sql(connection, UPSERT_TRUST, list(self._trust(table)))
@@ -151,11 +160,22 @@ class Writer:
                 ),
             )
 
+    def _windows(self, connection: Connection, snapshot: Snapshot) -> None:
+        """Add windows one after the other, each after room was made; what is cut short is not merged: it may go."""
+        state = snapshot.state
+        whole = None if state is None else int(state["observation/windows_total"])
+        for window in snapshot.windows:
+            if whole is None or window.window_index < whole:
+                make_room(connection, self.run_id, self._most_windows)
+            _insert(connection, tables.window, WINDOW_COLUMNS, [self._window(window)])
+            for rows in snapshot.expert_windows:
+                if rows.window_index == window.window_index:
+                    tuples = list(_expert_window(self.run_id, rows))
+                    _insert(connection, tables.expert_window, EXPERT_WINDOW_COLUMNS, tuples)
+
     def _detail(self, connection: Connection, snapshot: Snapshot) -> None:
         """Add the rows of the tables of detail."""
         run = self.run_id
-        for window in snapshot.expert_windows:
-            _insert(connection, tables.expert_window, EXPERT_WINDOW_COLUMNS, list(_expert_window(run, window)))
         for moments in snapshot.salience:
             _insert(connection, tables.salience, SALIENCE_COLUMNS, list(_salience(run, moments)))
         for pairs in snapshot.coactivation:
