@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Container, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segmoe.errors import ConfigError
 from segmoe.events import ExpertKey
@@ -30,6 +33,12 @@ class Policy(Protocol):
     def victim(self, pinned: Container[ExpertKey]) -> Victim | None:
         """The resident expert to evict, or None if all are pinned. Changes nothing."""
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that later decisions depend on."""
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from a state."""
+
 
 class Lru:
     """Least recently used; its score is the step of the last use."""
@@ -51,6 +60,19 @@ class Lru:
         order = (key for key in self._last_step if key not in pinned)
         first = next(order, None)
         return None if first is None else Victim(first, float(self._last_step[first]), next(order, None))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The experts in their order."""
+        keys = list(self._last_step)
+        return {
+            "component": np.array([key.component for key in keys], dtype=np.str_),
+            "numbers": np.array([(k.layer, k.expert, s) for k, s in self._last_step.items()], dtype=np.int64),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take the experts in their order."""
+        rows = zip(state["component"].tolist(), state["numbers"].tolist(), strict=True)
+        self._last_step = OrderedDict((ExpertKey(name, layer, expert), step) for name, (layer, expert, step) in rows)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"lru": Lru}
