@@ -1,13 +1,14 @@
 """
-An in-memory DuckDB mirror of the record, kept up to date through ADBC. The questions asked of it are in queries.py.
+An in-memory DuckDB mirror of the record, kept up to date through ADBC. The questions asked of it are in queries/.
 
 RecordError
   RecordMissingError     no file at that path
   RecordUnreadableError  a file, but not a record that these pages understand
+    RecordNewerError     a record of a later version
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,23 @@ import adbc_driver_sqlite.dbapi as sqlite
 import duckdb
 import pyarrow as pa
 
-from dashboard.contract import VIEWS
+from dashboard.contract import REVISION, VIEWS
 
 _DUCKDB_TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
 _BATCH_ROWS = 65536
+_INSERT_ROWS = 16 * _BATCH_ROWS  # between two reports of progress
 _BUSY_MS = 5000
+
+LOCKED = {
+    "enable_external_access": "false",
+    "python_enable_replacements": "false",
+    "temp_directory": "",
+    "lock_configuration": "true",
+}
+"""DuckDB reads and writes no file, sees no variable of Python, and none of this can be changed by a query."""
+
+Progress = Callable[[str, int], None]
+"""Told the view that is being copied and how many of its rows of one run were."""
 
 
 class RecordError(Exception):
@@ -41,44 +54,75 @@ class RecordUnreadableError(RecordError):
     """The file at `path` is no database, or a database without the views that pages read."""
 
 
+class RecordNewerError(RecordUnreadableError):
+    """The record was written by a later version than this one."""
+
+
 class Mirror:
-    """A copy of the record's views.
+    """A copy of the record's views, or of some of them.
 
     After `sync` every view shows the same moment of the record. A run whose row in `v_run` is as before is taken to
-    be unchanged; of a changed run, views that only grow are read above their high-water mark and the others anew.
+    be unchanged; of a changed run, views that only grow are read from their high-water mark on and the others anew.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, views: Collection[str] = tuple(VIEWS)) -> None:
         self.path = path
-        self._duckdb = duckdb.connect(":memory:", config={"enable_external_access": "false"})
+        self.views = frozenset(views) | {"v_run"}
+        self.version = 0  # grows with each sync that changed something
+        self.definitions: dict[str, str] = {}  # of the record's views, in the record's own words
+        self._duckdb = duckdb.connect(":memory:", config=LOCKED)
         self._syncing = threading.Lock()
-        for name, view in VIEWS.items():
-            columns = ", ".join(f'"{column}" {_DUCKDB_TYPES[kind]}' for column, kind in view.columns.items())
+        for name in self._in_order():
+            columns = ", ".join(f'"{column}" {_DUCKDB_TYPES[kind]}' for column, kind in VIEWS[name].columns.items())
             self._duckdb.execute(f"create table {name} ({columns})")
+
+    def _in_order(self) -> list[str]:
+        return [name for name in VIEWS if name in self.views]
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """Open a connection to the mirror, to be closed by the caller; any thread may."""
+        return self._duckdb.cursor()
 
     def table(self, sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
         """Answer one query, with `$name` parameters, from the mirror; any thread may ask."""
         with self._duckdb.cursor() as cursor:
             return cursor.sql(sql, params=dict(parameters) if parameters else None).to_arrow_table()
 
-    def sync(self) -> bool:
+    def sync(self, progress: Progress = lambda view, rows: None) -> bool:
         """Copy what is new in the record; say whether anything was."""
         with self._syncing, _snapshot(self.path) as record:
+            if not self.definitions:
+                self.definitions = _definitions(record)
             runs = {row["run_id"]: row for row in _read(record, "v_run").read_all().to_pylist()}
             held = {row["run_id"]: row for row in self.table("from v_run").to_pylist()}
             # An id that now names another run (the file was replaced) keeps nothing of the old one.
             gone = [key for key, row in held.items() if key not in runs or _identity(row) != _identity(runs[key])]
             changed = [key for key, row in runs.items() if held.get(key) != row]
-            if not gone and not changed:
+            apart = {
+                name: rows
+                for name in self._in_order()
+                if VIEWS[name].is_apart and (rows := self._differs(record, name)) is not None
+            }
+            if not gone and not changed and not apart:
                 return False
             with self._transaction() as mirror:
                 for run_id in gone:
-                    _forget(mirror, run_id, VIEWS)
+                    _forget(mirror, run_id, self.views)
                 for run_id in changed:
-                    _forget(mirror, run_id, [name for name, view in VIEWS.items() if view.grows_by is None])
-                    for name in VIEWS:
-                        _copy(record, mirror, name, run_id)
+                    _forget(mirror, run_id, [name for name in self.views if VIEWS[name].grows_by is None])
+                    for name in self._in_order():
+                        if not VIEWS[name].is_apart:
+                            _copy(record, mirror, name, run_id, progress)
+                for name, rows in apart.items():
+                    mirror.execute(f"delete from {name}").fetchall()
+                    _insert(mirror, name, rows.to_reader(), progress)
+            self.version += 1
             return True
+
+    def _differs(self, record: sqlite.Cursor, view: str) -> pa.Table | None:
+        """Read a small view, and return it if the mirror's is another."""
+        rows, held = _read(record, view).read_all(), self.table(f"from {view}")
+        return None if sorted(map(repr, rows.to_pylist())) == sorted(map(repr, held.to_pylist())) else rows
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -105,10 +149,23 @@ def _snapshot(path: Path) -> Iterator[sqlite.Cursor]:
             cursor.execute(f"pragma busy_timeout = {_BUSY_MS}")
             cursor.fetchall()
             cursor.execute("begin")
+            _refuse_newer(cursor, path)
             yield cursor
             cursor.execute("rollback")
     except sqlite.Error as error:
         raise RecordUnreadableError(path, str(error).splitlines()[0]) from error
+
+
+def _refuse_newer(record: sqlite.Cursor, path: Path) -> None:
+    record.execute("select version_num from alembic_version")
+    for (revision,) in record.fetchall():
+        if revision > REVISION:
+            raise RecordNewerError(path, f"it is of revision {revision}, and this dashboard knows {REVISION} at most")
+
+
+def _definitions(record: sqlite.Cursor) -> dict[str, str]:
+    record.execute("select name, sql from sqlite_master where type = 'view'")
+    return dict(record.fetchall())
 
 
 def _identity(run: Mapping[str, Any]) -> tuple[object, object]:
@@ -127,22 +184,40 @@ def _forget(mirror: duckdb.DuckDBPyConnection, run_id: int, views: Iterable[str]
         mirror.execute(f"delete from {view} where run_id = $run_id", {"run_id": run_id}).fetchall()
 
 
-def _copy(record: sqlite.Cursor, mirror: duckdb.DuckDBPyConnection, view: str, run_id: int) -> None:
-    """Bring one view of one run up to date; of a view that grows, by what lies above its high-water mark."""
+def _copy(
+    record: sqlite.Cursor, mirror: duckdb.DuckDBPyConnection, view: str, run_id: int, progress: Progress
+) -> None:
+    """Bring one view of one run up to date; of a view that grows, by what lies from its high-water mark on."""
     if mark := VIEWS[view].grows_by:
         ((highest,),) = mirror.execute(f"select max({mark}) from {view} where run_id = ?", (run_id,)).fetchall()
         if highest is not None:
-            _insert(mirror, view, _read(record, view, f"where run_id = ? and {mark} > ?", (run_id, highest)))
+            mirror.execute(f"delete from {view} where run_id = ? and {mark} = ?", (run_id, highest)).fetchall()
+            _insert(mirror, view, _read(record, view, f"where run_id = ? and {mark} >= ?", (run_id, highest)), progress)
             if _count(record, view, run_id) == _count(mirror, view, run_id):
                 return
-            _forget(mirror, run_id, [view])  # rows came in below the mark
-    _insert(mirror, view, _read(record, view, "where run_id = ?", (run_id,)))
+            _forget(mirror, run_id, [view])  # rows came in below the mark, or went
+    _insert(mirror, view, _read(record, view, "where run_id = ?", (run_id,)), progress)
 
 
-def _insert(mirror: duckdb.DuckDBPyConnection, view: str, rows: pa.RecordBatchReader) -> None:
+def _insert(mirror: duckdb.DuckDBPyConnection, view: str, rows: pa.RecordBatchReader, progress: Progress) -> None:
+    copied, held = 0, []
+    for batch in rows:
+        held.append(batch)
+        if sum(part.num_rows for part in held) >= _INSERT_ROWS:
+            copied += _insert_batches(mirror, view, held)
+            held = []
+            progress(view, copied)
+    if held:
+        copied += _insert_batches(mirror, view, held)
+        progress(view, copied)
+
+
+def _insert_batches(mirror: duckdb.DuckDBPyConnection, view: str, batches: list[pa.RecordBatch]) -> int:
+    rows = pa.Table.from_batches(batches)
     mirror.register("batches", rows)
     mirror.execute(f"insert into {view} select * from batches").fetchall()
     mirror.unregister("batches")
+    return int(rows.num_rows)
 
 
 def _count(database: sqlite.Cursor | duckdb.DuckDBPyConnection, view: str, run_id: int) -> int:

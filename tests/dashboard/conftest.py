@@ -41,6 +41,12 @@ def sql(record: Path) -> Sql:
 
 
 @pytest.fixture
+def sql_on() -> Callable[[Path, str], list[dict[str, Any]]]:
+    """Run one statement on any record, as another process."""
+    return lambda path, statement: json.loads(_record("sql", str(path), statement))
+
+
+@pytest.fixture
 def mirror(record: Path) -> Mirror:
     mirror = Mirror(record)
     mirror.sync()

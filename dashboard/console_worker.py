@@ -1,0 +1,170 @@
+"""
+The process that runs people's SQL, `python -m dashboard.console_worker FILE SECONDS`; console.py starts it and may kill it.
+
+It has a mirror of its own, of the views that were asked for, and answers one request at a time: a line of JSON in
+(`sql`, `parameters`), a line of JSON out when the mirror is up to date, another one with the answer's shape or the
+error, then the rows as an Arrow stream. A query that cannot be interrupted takes this process with it, not the pages.
+"""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import duckdb
+import pyarrow as pa
+
+from dashboard.connection import Mirror, RecordError
+from dashboard.contract import VIEWS
+
+SECONDS = 5
+ROWS = 10_000
+BYTES = 16 << 20
+MEMORY_BYTES = 6 << 30  # of address space, beside what is in use when a query starts
+
+TABLE_FUNCTIONS = frozenset(
+    "range generate_series unnest repeat histogram histogram_values summary json_each json_tree"
+    " duckdb_tables duckdb_columns duckdb_functions pragma_table_info".split()
+)
+"""Functions that may stand where a table stands; all others are refused, so that no new one becomes a way out."""
+
+_EXPLAIN = re.compile(r"explain(\s+analyze)?\b(?!\s*\()", re.IGNORECASE)
+_COMMENTS = re.compile(r"^(\s+|--[^\n]*(\n|$)|/\*.*?\*/)+", re.DOTALL)
+
+
+TOO_LARGE = "Stopped: it needs more memory than a query may have. Ask for less: filter, or aggregate first."
+
+
+class RefusedError(Exception):
+    """The SQL is not one SELECT or EXPLAIN, or it names what is not allowed."""
+
+
+def permit(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, set[str]]:
+    """Return the one statement to run, and the views that it names; refuse everything but reading the mirror."""
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise RefusedError(f"Give exactly one statement; this is {len(statements)}.")
+    (statement,) = statements
+    text = _COMMENTS.sub("", statement.query)
+    prefix = ""
+    if statement.type == duckdb.StatementType.EXPLAIN:
+        explain = _EXPLAIN.match(text)
+        if explain is None:
+            raise RefusedError("Only EXPLAIN and EXPLAIN ANALYZE without options are allowed.")
+        prefix, text = explain.group() + " ", text[explain.end() :]
+        return prefix + (inner := permit(connection, text))[0], inner[1]
+    if statement.type != duckdb.StatementType.SELECT:
+        kind = statement.type.name.replace("_", " ")
+        raise RefusedError(f"Only SELECT and EXPLAIN are allowed; this is {kind}.")
+    ((tree,),) = connection.execute("select json_serialize_sql(?)", (text,)).fetchall()
+    parsed = json.loads(tree)
+    if parsed["error"]:
+        raise RefusedError(f"Only SELECT and EXPLAIN are allowed: {parsed['error_message']}.")
+    nodes = list(_walk(parsed))
+    for node in nodes:
+        if node.get("type") == "TABLE_FUNCTION":
+            name = str(node["function"].get("function_name", "")).lower()
+            if name not in TABLE_FUNCTIONS:
+                raise RefusedError(f"The table function {name} is not allowed; {', '.join(sorted(TABLE_FUNCTIONS))} are.")
+    return text, {name for node in nodes if (name := str(node.get("table_name", "")).lower()) in VIEWS}
+
+
+def too_long(seconds: float) -> str:
+    """Say why a query was stopped."""
+    return f"Stopped after {seconds:g} s. Ask for less: filter, or aggregate first."
+
+
+def _walk(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for part in node:
+            yield from _walk(part)
+
+
+def run(mirror: Mirror, sql: str, parameters: Mapping[str, object], seconds: float) -> tuple[pa.Table, bool]:
+    """Run a permitted statement in a transaction that cannot write; return the first rows, and whether they are all."""
+    with mirror.cursor() as cursor:
+        cursor.execute("begin transaction read only")
+        timer = threading.Timer(seconds, cursor.interrupt)
+        timer.start()
+        try:
+            relation = cursor.sql(sql, params=dict(parameters) or None)
+            reader = relation.to_arrow_reader(1024)
+            batches, rows, size = [], 0, 0
+            for batch in reader:
+                batches.append(batch)
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+                if rows > ROWS or size > BYTES:
+                    break
+            table = pa.Table.from_batches(batches, reader.schema)
+        finally:
+            timer.cancel()
+    if size <= BYTES:
+        return table.slice(0, ROWS), rows <= ROWS
+    return table.slice(0, min(ROWS, max(1, int(rows * BYTES / size)) if rows > 1 else 0)), False
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Let the system refuse memory without end, and any byte written to any file, while a query runs."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    held = {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)}
+    memory = MEMORY_BYTES + pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (memory, held[resource.RLIMIT_AS][1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, held[resource.RLIMIT_FSIZE][1]))
+    try:
+        yield
+    finally:
+        for kind, limit in held.items():
+            resource.setrlimit(kind, limit)
+
+
+def serve(path: Path, seconds: float, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until the requests end."""
+    mirror = Mirror(path, ())
+    for line in requests:
+        request = json.loads(line)
+        try:
+            with mirror.cursor() as cursor:
+                sql, views = permit(cursor, request["sql"])
+            if not views <= mirror.views:
+                mirror = Mirror(path, mirror.views | views)
+            mirror.sync()
+            _say(answers, state="running")
+            with limited():
+                table, is_all = run(mirror, sql, request["parameters"], seconds)
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, table.schema) as stream:
+                    stream.write_table(table)
+                rows = sink.getvalue()
+        except duckdb.InterruptException:
+            _say(answers, state="error", error=too_long(seconds))
+        except (MemoryError, duckdb.OutOfMemoryException, pa.ArrowMemoryError):
+            _say(answers, state="error", error=TOO_LARGE)
+        except (duckdb.Error, RefusedError, RecordError, pa.ArrowException, RuntimeError, ValueError) as error:
+            _say(answers, state="error", error=str(error))
+        else:
+            _say(answers, state="done", bytes=rows.size, is_all=is_all)
+            answers.write(rows)
+            answers.flush()
+
+
+def _say(answers: BinaryIO, **message: object) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pages decide when it ends: they close its input
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead
+    os.nice(10)
+    serve(Path(sys.argv[1]), float(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer)
