@@ -184,9 +184,7 @@ def _forget(mirror: duckdb.DuckDBPyConnection, run_id: int, views: Iterable[str]
         mirror.execute(f"delete from {view} where run_id = $run_id", {"run_id": run_id}).fetchall()
 
 
-def _copy(
-    record: sqlite.Cursor, mirror: duckdb.DuckDBPyConnection, view: str, run_id: int, progress: Progress
-) -> None:
+def _copy(record: sqlite.Cursor, mirror: duckdb.DuckDBPyConnection, view: str, run_id: int, progress: Progress) -> None:
     """Bring one view of one run up to date; of a view that grows, by what lies from its high-water mark on."""
     if mark := VIEWS[view].grows_by:
         ((highest,),) = mirror.execute(f"select max({mark}) from {view} where run_id = ?", (run_id,)).fetchall()

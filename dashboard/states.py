@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.connection import Mirror, RecordMissingError, RecordUnreadableError
+from dashboard.connection import Mirror, RecordMissingError, RecordNewerError, RecordUnreadableError
+from dashboard.console import Console
 from dashboard.contract import RECORD_VARIABLE
+
+_MANY = 500_000  # rows of a view; copying fewer takes no time to speak of
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -25,6 +29,32 @@ def open_record() -> Mirror:
     return _mirror(Path(path))
 
 
+@st.cache_resource(max_entries=4, show_spinner=False, on_release=Console.close)
+def _console(path: Path) -> Console:
+    return Console(path)
+
+
+def open_console(mirror: Mirror) -> Console:
+    """Return the console of the mirror's record; there is one for all users."""
+    return _console(mirror.path)
+
+
+def sync(mirror: Mirror) -> None:
+    """Bring the mirror up to date; say how far it is while the first copy of a large record takes its time."""
+    with record_required():
+        if mirror.version:
+            mirror.sync()
+            return
+        place = st.empty()
+        mirror.sync(progress=lambda view, rows: _say_progress(place, view, rows))
+        place.empty()
+
+
+def _say_progress(place: DeltaGenerator, view: str, rows: int) -> None:
+    if rows >= _MANY:
+        place.info(f"Copying the record: {rows:,} rows of {view} so far.", icon=":material/hourglass_top:")
+
+
 @contextmanager
 def record_required() -> Iterator[None]:
     """Stop the page with an explanation if the record cannot be read."""
@@ -35,6 +65,12 @@ def record_required() -> Iterator[None]:
             "There is no record at this path yet.",
             "Write one with `observer run`, or start the dashboard on another file. Then reload this page.",
             str(missing.path),
+        )
+    except RecordNewerError as newer:
+        _stop(
+            "This record was written by a later version.",
+            "Bring this dashboard up to date: install the version of segmoe that wrote the record.",
+            f"{newer.path}\n{newer.why}",
         )
     except RecordUnreadableError as unreadable:
         _stop(
@@ -68,6 +104,11 @@ def no_trust(live: bool) -> None:
             "`observer run` at capture level `contribution`, which trust needs.",
             icon=":material/info:",
         )
+
+
+def nothing(what: str, then: str) -> None:
+    """Say what the record does not hold of a run, and what would put it there."""
+    st.info(f"{what} {then}", icon=":material/info:")
 
 
 def _stop(what: str, then: str, detail: str) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from dashboard.queries import ALL_CONTEXTS, Run
 
 UNKNOWN = "—"
+DIFFERENT = "The output of this run's model differed from the stock model's: its figures are of another model."
 
 
 class Fact(NamedTuple):
@@ -101,6 +102,30 @@ def dropped(run: Run) -> str:
         f"{run.events_dropped:,} of {total:,} events were not recorded: "
         f"the statistics below rest on {share(run.recorded_frac)} of them."
     )
+
+
+def tokens(count: float) -> str:
+    """Name a number of tokens shortly.
+
+    >>> tokens(900), tokens(12_300), tokens(4_500_000)
+    ('900', '12.3 k', '4.5 M')
+    """
+    for letter, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {letter}"
+    return f"{count:,.0f}"
+
+
+def size(count: float) -> str:
+    """Name a number of bytes.
+
+    >>> size(512), size(7_500_000), size(54 * 2**30)
+    ('512 B', '7.2 MiB', '54.0 GiB')
+    """
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count:,.0f} B"
 
 
 def trust_finding(cells: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,10 @@
 -- Which runs are in the record, newest first, and what does each one's header say?
 -- A share of nothing is unknown, not zero.
 select
-    run_id, name, status, error, started_at, heartbeat_at, finished_at, tokens, parity, events_seen, events_dropped,
+    run_id, name, status, error, started_at, heartbeat_at, finished_at, sequences, sequences_planned, tokens, parity,
+    capture, policy, budget_experts, model_family, checkpoint, checkpoint_digest, config, versions, drops,
+    bytes_read, evictions, events_seen, events_dropped,
+    (select count(*) from v_expert where v_expert.run_id = v_run.run_id) as experts,
     case when tokens > 0 then nll end as nll,
     case when hits + misses > 0 then hits / (hits + misses)::double end as hit_rate,
     case when events_seen + events_dropped > 0

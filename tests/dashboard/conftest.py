@@ -12,6 +12,10 @@ import pytest
 from dashboard.connection import Mirror
 
 RECORD = Path(__file__).with_name("record.py")
+TABLES = (
+    *("expert_window", "salience", "residency_event", "coactivation", "gap", "validation", "trace_file"),
+    *("expert_trust", "expert", "score_window", "sequence", "run"),
+)
 Sql = Callable[[str], list[dict[str, Any]]]
 
 

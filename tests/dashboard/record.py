@@ -15,6 +15,39 @@ CONTEXTS = ("*", "code", "dialogue", "prose")
 # (run_id, name, component, layers, experts)
 GRIDS = ((1, "small", "model", 5, 32), (2, "omni", "thinker", 6, 16), (2, "omni", "talker", 3, 8))
 DEAD = (1, "model", 3, 9)
+WINDOWS = {1: 12, 2: 1}  # score windows of each run
+DIMENSIONS = ("surprise", "novelty", "arousal", "reward", "conflict")
+EVIL = "<script>alert(1)</script> **bold** ![x](https://example.org/x.png) <b>tags</b>"
+# Salience of run 1's windows of 32 tokens, by text; every score is this, but for one that is 0.1 higher.
+SALIENCE = {0: (0.2, 0.3, 0.4, 0.3), 1: (0.5, 0.9, 0.5, 0.2), 2: (0.1, 0.7, 0.6, 0.2)}
+NLL = {0: (2.0, 2.0, 2.0, 2.0), 1: (1.0, 3.0, 4.0, 2.0), 2: (2.0, 2.5, 3.5, 2.0)}
+# (kind, step, layer, expert, reason, next_use_step) of run 1, in order
+RESIDENCY = (
+    *(("load", 0, 0, expert, "demand", -1) for expert in range(4)),
+    *(("load", 1, 1, expert, "demand", -1) for expert in range(4)),
+    ("evict", 2, 0, 0, "capacity", 3),
+    ("load", 2, 2, 12, "demand", -1),
+    ("evict", 3, 0, 1, "capacity", 20),
+    ("load", 3, 0, 0, "demand", -1),
+    ("evict", 5, 2, 12, "capacity", 9),
+    ("load", 9, 2, 12, "demand", -1),
+    ("evict", 12, 0, 2, "capacity", -1),
+    ("load", 20, 0, 1, "prefetch", -1),
+    ("evict", 30, 0, 3, "capacity", -1),
+)
+# (layer, expert, other_layer, other_expert, count, lift) of run 1
+PAIRS = ((2, 3, 2, 12, 400, 3.5), (2, 12, 2, 20, 300, 0.5), (2, 12, 3, 7, 250, 6.25), (1, 4, 2, 12, 200, 2.0))
+PAIRS += ((2, 12, 2, 30, 3, 99.0),)  # too few to tell
+# statistic, scope, rho, low, high of run 1
+VALIDATION = (
+    ("trust", "global", 0.54, 0.40, 0.60),
+    ("impact_mean", "global", 0.88, 0.80, 0.90),
+    ("load", "global", 0.09, -0.02, 0.20),
+    ("trust", "within layer", 0.78, 0.62, 0.80),
+    ("load", "within layer", 0.31, 0.20, 0.40),
+    ("trust", "code", 0.77, 0.69, 0.79),
+    ("load", "code", 0.68, 0.60, 0.75),
+)
 
 
 def make(path: str) -> None:
@@ -27,7 +60,15 @@ def make(path: str) -> None:
     common = {
         **dict(error="", started_at="2026-01-02T03:04:05+00:00", checkpoint="/models/some", checkpoint_digest="d"),
         **dict(model_family="olmoe", policy="lru", budget_experts=64, budget_bytes=1, capture="contribution"),
-        **dict(config="{}", config_hash="h", versions="{}", sequences=4, sequences_planned=4, loads=300, evictions=200),
+        **dict(
+            config_hash="h",
+            versions='{"torch": "2.13.0"}',
+            config='{"experts": 64, "seed": 1, "corpus": "a.jsonl"}',
+            sequences=4,
+            sequences_planned=4,
+            loads=300,
+            evictions=200,
+        ),
         **dict(bytes_read=10, hits=1500, misses=500, parity_lines="[]", drops="{}", predicted=1000),
     }
     done = dict(run_id=1, name="small", status="done", heartbeat_at="2026-01-02T03:09:05+00:00", parity="equal")
@@ -35,13 +76,17 @@ def make(path: str) -> None:
         tokens=123456, nll_sum=2345.0, events_seen=5000, events_dropped=0, finished_at="2026-01-02T03:09:05+00:00"
     )
     live = dict(run_id=2, name="omni", status="started", heartbeat_at=now, parity="unchecked", finished_at="")
-    live |= dict(tokens=4096, nll_sum=3250.0, events_seen=9000, events_dropped=1000)
+    live |= dict(tokens=4096, nll_sum=3250.0, events_seen=9000, events_dropped=1000, budget_experts=32)
+    live |= dict(
+        config='{"experts": 32, "seed": 1, "corpus": "b.jsonl"}', drops='{"queue full": 900, "not finite": 100}'
+    )
     for run in (done, live):
         _insert(connection, "run", common | run)
         for ordinal, context in enumerate(CONTEXTS[1:]):
             row = dict(run_id=run["run_id"], ordinal=ordinal, text_id=f"t{ordinal}", context=context)
             _insert(connection, "sequence", row | dict(tokens=32, nll_sum=62.0, predicted=31, text=""))
-        _insert(connection, "score_window", window(run["run_id"], 0))
+        for index in range(WINDOWS[run["run_id"]]):
+            _insert(connection, "score_window", window(run["run_id"], index))
 
     for run_id, _, component, layers, experts in GRIDS:
         for layer in range(layers):
@@ -49,8 +94,14 @@ def make(path: str) -> None:
                 key = dict(run_id=run_id, component=component, layer=layer, expert=expert)
                 _insert(connection, "expert", key | dict(bytes=4096))
             for context in CONTEXTS:
-                for row in _layer(run_id, component, layer, experts, context):
+                rows = _layer(run_id, component, layer, experts, context)
+                for row in rows:
                     _insert(connection, "expert_trust", row)
+                for index in range(WINDOWS[run_id]) if context == "*" else ():
+                    for row in rows:
+                        _insert(connection, "expert_window", expert_window(row, index))
+    for row in details():
+        _insert(connection, *row)
     connection.commit()
     connection.close()
 
@@ -62,7 +113,49 @@ def window(run_id: int, index: int) -> dict[str, Any]:
     row |= dict(
         last_token=first + 63, phase="prefill", tokens=64, nll_sum=126.0, predicted=63, wall_ns=1, hits=3, misses=1
     )
-    return row | dict(loads=1, evictions=0, bytes_read=4096)
+    return row | dict(loads=1, evictions=index % 2, bytes_read=4096, passes=1, last_window=index)
+
+
+def expert_window(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """One expert in one score window: trust draws near to what it is now, salience repeats every seven windows."""
+    last = WINDOWS[row["run_id"]] - 1
+    drift = 0.02 * (last - index)
+    changed = {name: max(0.0, row[name] - drift) for name in ("trust", "trust_low", "trust_high", "convergence")}
+    own = 0.1 * ((index + row["expert"]) % 7) if row["uses"] else 0.0
+    scores = {name: own for name in DIMENSIONS}
+    counts = dict(hits=3 * index if row["uses"] else 0, misses=index if row["uses"] else 0, evictions=index % 2)
+    kept = {name: value for name, value in row.items() if name not in ("context", "definition_version")}
+    return kept | changed | scores | counts | dict(window_index=index, uses=row["uses"] // (last + 1))
+
+
+def details() -> list[tuple[str, dict[str, Any]]]:
+    """The rows of all other tables."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for ordinal, saliences in SALIENCE.items():
+        for place, salience in enumerate(saliences):
+            scores = dict.fromkeys(DIMENSIONS, salience)
+            scores[DIMENSIONS[(ordinal + place) % 5]] += 0.1
+            row = dict(run_id=1, ordinal=ordinal, component="model", position=32 * place, tokens=32, salience=salience)
+            row |= dict(nll_sum=31 * NLL[ordinal][place], predicted=31, definition_version=1)
+            rows.append(("salience", row | scores | dict(text=EVIL if (ordinal, place) == (1, 1) else "")))
+    for index, (kind, step, layer, expert, reason, next_use) in enumerate(RESIDENCY):
+        row = dict(run_id=1, event_index=index, step=step, kind=kind, component="model", layer=layer, expert=expert)
+        row |= dict(reason=reason, bytes=4096, next_use_step=next_use, trust=-1.0)
+        load = dict(read_ns=2_000_000, waited_ns=1_000_000, idle_steps=0, policy_score=0.0)
+        evict = dict(read_ns=0, waited_ns=0, idle_steps=4, policy_score=0.25)
+        rows.append(("residency_event", row | (load if kind == "load" else evict)))
+    for layer, expert, other_layer, other_expert, count, lift in PAIRS:
+        row = dict(run_id=1, component="model", layer=layer, expert=expert, other_layer=other_layer)
+        rows.append(("coactivation", row | dict(other_expert=other_expert, count=count, lift=lift)))
+    for statistic, scope, rho, low, high in VALIDATION:
+        row = dict(run_id=1, statistic=statistic, scope=scope, rho=rho, low=low, high=high)
+        rows.append(("validation", row | dict(n=160, texts=88, definition_version=1)))
+    rows.append(("gap", dict(run_id=2, reason="queue full", first_step=3, last_step=5, count=900)))
+    rows.append(("gap", dict(run_id=2, reason="not finite", first_step=7, last_step=7, count=100)))
+    trace = dict(run_id=1, rows=640, bytes=9000, sha256="0" * 64)
+    rows.append(("trace_file", trace | dict(file_index=0, file="a.parquet", first_step=0, last_step=7)))
+    rows.append(("trace_file", trace | dict(file_index=1, file="b.parquet", first_step=8, last_step=11)))
+    return rows
 
 
 def _layer(run_id: int, component: str, layer: int, experts: int, context: str) -> list[dict[str, Any]]:
@@ -78,7 +171,8 @@ def _layer(run_id: int, component: str, layer: int, experts: int, context: str) 
         row |= dict(trust_low=max(0.0, trust - 0.08), trust_high=min(1.0, trust + 0.06), convergence=convergence)
         row |= dict(stability=stability, efficiency=efficiency, uses=uses, blocks=uses // 100, definition_version=1)
         row |= dict(load=weight / sum(weights), weight_mean=random_.uniform(0.1, 0.4), ean=uses * 0.7)
-        rows.append(row | dict(reap=random_.uniform(0.1, 0.9), impact_mean=random_.uniform(0, 0.01)))
+        row |= dict(reap=random_.uniform(0.1, 0.9), impact_mean=random_.uniform(0, 0.01))
+        rows.append(row | dict(block_mean=0.01, block_m2=0.001, windows=uses // 50, window_cv=0.5))
     return rows
 
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dashboard.connection import Mirror, RecordMissingError, RecordUnreadableError
-from dashboard.contract import VIEWS
-from tests.dashboard.conftest import Sql
+from dashboard.connection import Mirror, RecordMissingError, RecordNewerError, RecordUnreadableError
+from dashboard.contract import REVISION, VIEWS
+from tests.dashboard.conftest import TABLES, Sql
 
 
 def rows(mirror: Mirror, sql: str) -> list[dict]:
@@ -68,11 +68,85 @@ def test_changed_trust_is_replaced_and_other_runs_keep_theirs(mirror: Mirror, sq
 
 
 def test_a_run_that_is_gone_is_forgotten(mirror: Mirror, sql: Sql):
-    for table in ("expert_trust", "expert", "score_window", "sequence", "run"):
+    for table in TABLES:
         sql(f"delete from {table} where run_id = 1")
     assert mirror.sync()
     for view in VIEWS:
-        assert rows(mirror, f"select distinct run_id from {view}") == [{"run_id": 2}]
+        here = [row["run_id"] for row in rows(mirror, f"select distinct run_id from {view}")]
+        there = [row["run_id"] for row in sql(f"select distinct run_id from {view}")]
+        assert here == there
+        assert 1 not in here
+
+
+def test_windows_that_were_merged_are_read_anew(mirror: Mirror, sql: Sql):
+    sql("update score_window set last_window = 1, tokens = 128, last_step = 1 where run_id = 1 and window_index = 0")
+    for table in ("score_window", "expert_window"):
+        sql(f"delete from {table} where run_id = 1 and window_index = 1")
+    sql("update run set tokens = tokens + 64 where run_id = 1")
+    assert mirror.sync()
+    windows = rows(mirror, "select window_index, tokens from v_window where run_id = 1 order by 1 limit 2")
+    assert windows == [{"window_index": 0, "tokens": 128}, {"window_index": 2, "tokens": 64}]
+    count = "select count(*) as n from v_expert_window where run_id = 1"
+    assert rows(mirror, count) == sql(count) == [{"n": 11 * 5 * 32}]
+
+
+def test_the_last_of_what_grows_may_still_change(mirror: Mirror, sql: Sql):
+    sql("update salience set salience = 0.77 where run_id = 1 and ordinal = 2 and position = 96")
+    sql("update run set tokens = tokens + 64 where run_id = 1")
+    assert mirror.sync()
+    where = "where run_id = 1 and ordinal = 2 and position = 96"
+    assert rows(mirror, f"select salience from v_salience {where}") == [{"salience": 0.77}]
+
+
+def test_evictions_learn_later_when_they_were_undone(mirror: Mirror, sql: Sql):
+    sql("update residency_event set next_use_step = 40 where run_id = 1 and event_index = 16")
+    sql("update run set tokens = tokens + 64 where run_id = 1")
+    assert mirror.sync()
+    where = "where run_id = 1 and event_index = 16"
+    assert rows(mirror, f"select next_use_step from v_residency_event {where}") == [{"next_use_step": 40}]
+
+
+def test_a_validation_of_a_finished_run_is_seen(mirror: Mirror, sql: Sql):
+    sql("insert into validation values (2, 'trust', 'global', 0.5, 0.4, 0.6, 120, 10, 1)")
+    assert mirror.sync()
+    assert len(rows(mirror, "from v_validation where run_id = 2")) == 1
+    sql("delete from validation")
+    assert mirror.sync()
+    assert rows(mirror, "from v_validation") == []
+    assert not mirror.sync()
+
+
+def test_the_version_grows_with_what_changed_only(mirror: Mirror, sql: Sql):
+    before = mirror.version
+    mirror.sync()
+    assert mirror.version == before
+    sql("update run set tokens = 1 where run_id = 2")
+    mirror.sync()
+    assert mirror.version == before + 1
+
+
+def test_a_mirror_of_some_views_copies_no_others(record: Path):
+    mirror = Mirror(record, ["v_gap"])
+    mirror.sync()
+    assert len(rows(mirror, "from v_gap")) == 2
+    assert [row["name"] for row in rows(mirror, "show tables")] == ["v_gap", "v_run"]
+
+
+def test_progress_is_told(record: Path):
+    told: dict[str, int] = {}
+    Mirror(record).sync(progress=lambda view, count: told.update({view: told.get(view, 0) + count}))
+    assert told["v_expert_window"] == 12 * 5 * 32 + 6 * 16 + 3 * 8
+
+
+def test_a_record_of_a_later_version_is_refused(record: Path, sql: Sql):
+    sql("update alembic_version set version_num = '9999'")
+    with pytest.raises(RecordNewerError, match="9999"):
+        Mirror(record).sync()
+
+
+def test_the_contract_knows_the_newest_revision():
+    revisions = Path(__file__).parents[2] / "migrations" / "versions"
+    assert max(path.stem.split("_")[0] for path in revisions.glob("*.py")) == REVISION
 
 
 def test_another_run_under_the_same_id_keeps_nothing_of_the_old_one(mirror: Mirror, sql: Sql):

@@ -220,7 +220,9 @@ def test_reading_is_allowed(console: Console, sql: str):
     assert row["answer"] == 42
 
 
-@pytest.mark.parametrize("sql", ["explain select * from v_run", "explain analyze from v_run", "-- a\nEXPLAIN from v_run"])
+@pytest.mark.parametrize(
+    "sql", ["explain select * from v_run", "explain analyze from v_run", "-- a\nEXPLAIN from v_run"]
+)
 def test_plans_are_shown(console: Console, sql: str):
     assert "v_run" in str(rows(console, sql)).lower()
 
@@ -258,7 +260,7 @@ def test_errors_are_told(console: Console):
 
 
 def test_names_in_the_record_cannot_break_the_protocol(console: Console):
-    assert rows(console, "select e'a\\nb{\"state\": \"done\"}\\n' as text") == [{"text": 'a\nb{"state": "done"}\n'}]
+    assert rows(console, 'select e\'a\\nb{"state": "done"}\\n\' as text') == [{"text": 'a\nb{"state": "done"}\n'}]
 
 
 def test_a_change_of_the_record_is_seen(made: Path, tmp_path: Path, sql_on):

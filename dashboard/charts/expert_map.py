@@ -1,16 +1,18 @@
-"""Frames in, Altair charts out. What the charts say in words is words.py; reading clicks is up to the views."""
+"""The map of layers x experts of one component, and its margins. Reading clicks is up to the views."""
 
 from typing import Literal, NamedTuple
 
 import altair as alt
 import pyarrow as pa
 
-Colour = Literal["trust", "load"]
+from dashboard.charts.furniture import GREY, heading
+
+Colour = Literal["trust", "convergence", "load", "residency", "difference"]
 CLICK = "cell"
 """Name of the chart's selection; a click on a cell selects its `layer` and `expert`."""
 
+_SHOWN = {"trust", "load", "load_log2"}  # in every tooltip
 _CROSS = "\N{MULTIPLICATION SIGN}"
-_GREY = "#808b96"  # readable on light and on dark
 _SVG_CELLS = 2000  # above, one element of the page per cell makes it slow; up to here each cell can be read aloud
 _FURNITURE = 150  # pixels that title, legend and axis take from the height
 _MARK = "#ff2d6b"  # in neither colour scale, clear of both backgrounds
@@ -31,10 +33,21 @@ class _Scale(NamedTuple):
 
 _SCALES: dict[Colour, _Scale] = {
     "trust": _Scale("trust", "trust, 0 to 1", alt.Scale(scheme="viridis", domain=[0, 1], clamp=True)),
+    "convergence": _Scale("convergence", "convergence, 0 to 1", alt.Scale(scheme="viridis", domain=[0, 1], clamp=True)),
     "load": _Scale(
         "load_log2",
         "log2 of load / fair share (0 = fair, 1 = double; ends at ±3)",
         alt.Scale(scheme="purpleorange", domain=[-3, 3], domainMid=0, clamp=True),
+    ),
+    "residency": _Scale(
+        "residency",
+        "residency: share of the passes that wanted the expert and found it in memory",
+        alt.Scale(scheme="viridis", domain=[0, 1], clamp=True),
+    ),
+    "difference": _Scale(
+        "change",
+        "trust here minus trust in the other run (ends at ±0.5)",
+        alt.Scale(scheme="redblue", domain=[-0.5, 0.5], domainMid=0, clamp=True),
     ),
 }
 
@@ -70,6 +83,11 @@ def expert_map(cells: pa.Table, *, colour: Colour, title: str, finding: str, mar
             alt.Tooltip("trust_high:Q", title="90% to", format=".3f"),
             alt.Tooltip("load:Q", title="Load", format=".2%"),
             alt.Tooltip("uses:Q", title="Uses", format=",d"),
+            *(
+                [alt.Tooltip(f"{by.field}:Q", title=colour.capitalize(), format=".3f")]
+                if by.field not in _SHOWN
+                else []
+            ),
         ],
     )
     colour_of_cell = alt.Color(
@@ -87,27 +105,39 @@ def expert_map(cells: pa.Table, *, colour: Colour, title: str, finding: str, mar
     )
     click = alt.selection_point(name=CLICK, fields=["layer", "expert"], on="click", toggle=False, clear=False)
     alive = base.mark_rect(cursor="pointer").encode(color=colour_of_cell).transform_filter("!datum.dead")
-    dead = base.mark_rect(fill=_GREY, fillOpacity=0.25, cursor="pointer").transform_filter("datum.dead")
-    cross = base.mark_text(text=_CROSS, color=_GREY, fontSize=min(16, height), aria=False).transform_filter(
-        "datum.dead"
-    )
+    dead = base.mark_rect(fill=GREY, fillOpacity=0.25, cursor="pointer").transform_filter("datum.dead")
+    cross = base.mark_text(text=_CROSS, color=GREY, fontSize=min(16, height), aria=False).transform_filter("datum.dead")
     layered: list[alt.Chart] = [alive.add_params(click), dead, cross]
     if marked is not None:
         outline = base.mark_rect(fillOpacity=0, stroke=_MARK, strokeWidth=3, cornerRadius=2, cursor="pointer")
         layered.append(outline.transform_filter(f"datum.layer === {marked.layer} && datum.expert === {marked.expert}"))
     return alt.LayerChart(
         layer=layered,
-        title=alt.TitleParams(
-            title,
-            subtitle=finding,
-            anchor="start",
-            offset=8,
-            subtitleFontSize=13,
-            subtitlePadding=5,
-            subtitleColor=_GREY,
-        ),
+        title=heading(title, finding),
         height=_FURNITURE + height * len(layers),
         usermeta={"embedOptions": {"renderer": "canvas" if cells.num_rows > _SVG_CELLS else "svg"}},
+    )
+
+
+def layer_margins(layers: pa.Table, *, title: str, finding: str) -> alt.LayerChart:
+    """Draw how evenly each layer of one component uses its experts, and how many it never uses."""
+    base = alt.Chart(layers).encode(y=alt.Y("layer:O", title="Layer", axis=alt.Axis(ticks=False, domain=False)))
+    evenness = base.mark_bar(height={"band": 0.7}).encode(
+        x=alt.X("entropy_share:Q", title="Entropy of the load, share of the greatest", scale=alt.Scale(domain=[0, 1])),
+        tooltip=[
+            alt.Tooltip("layer:O", title="Layer"),
+            alt.Tooltip("entropy_share:Q", title="Entropy", format=".3f"),
+            alt.Tooltip("dead:Q", title="Never used"),
+        ],
+    )
+    dead = (
+        base.mark_text(align="left", dx=4, color=GREY)
+        .encode(x=alt.X("entropy_share:Q"), text=alt.Text("label:N"), aria=None)
+        .transform_calculate(label="datum.dead > 0 ? datum.dead + ' never used' : ''")
+    )
+    height = min(34, max(9, 420 // max(layers.num_rows, 1)))
+    return alt.LayerChart(
+        layer=[evenness, dead], title=heading(title, finding), height=_FURNITURE + height * layers.num_rows
     )
 
 

@@ -1,0 +1,24 @@
+"""Frames in, Altair charts out. What the charts say in words is words.py and findings.py."""
+
+from dashboard.charts.bars import DIMENSIONS, counted, five, grouped, validity
+from dashboard.charts.expert_map import CLICK, Cell, Colour, expert_map, layer_margins
+from dashboard.charts.series import Axis, columns, envelope, line, long_form, strip
+
+__all__ = [
+    "CLICK",
+    "DIMENSIONS",
+    "Axis",
+    "Cell",
+    "Colour",
+    "columns",
+    "counted",
+    "envelope",
+    "expert_map",
+    "five",
+    "grouped",
+    "layer_margins",
+    "line",
+    "long_form",
+    "strip",
+    "validity",
+]

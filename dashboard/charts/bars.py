@@ -1,0 +1,88 @@
+"""Figures side by side: intervals, counts, and the five scores of a moment."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import pyarrow as pa
+
+from dashboard.charts.furniture import GREY, MAIN, PARTS, heading
+
+DIMENSIONS = ("surprise", "novelty", "arousal", "reward", "conflict")
+
+
+def validity(rows: pa.Table, *, title: str, finding: str) -> alt.LayerChart:
+    """Draw Spearman's rho of each statistic with its 90% interval, a row per statistic."""
+    order = [name for name in dict.fromkeys(rows["statistic"].to_pylist())]
+    base = alt.Chart(rows).encode(
+        y=alt.Y("statistic:N", title=None, sort=order, axis=alt.Axis(labelLimit=240)),
+        tooltip=[
+            alt.Tooltip("statistic:N", title="Statistic"),
+            alt.Tooltip("rho:Q", title="rho", format=".3f"),
+            alt.Tooltip("low:Q", title="90% from", format=".3f"),
+            alt.Tooltip("high:Q", title="90% to", format=".3f"),
+            alt.Tooltip("n:Q", title="Experts removed", format=",d"),
+            alt.Tooltip("texts:Q", title="Texts", format=",d"),
+        ],
+    )
+    x = alt.X(
+        "low:Q", title="Spearman's rho with the cost of removal, and its 90% interval", scale=alt.Scale(domain=[-1, 1])
+    )
+    interval = base.mark_rule(strokeWidth=5, opacity=0.45, color=MAIN).encode(x=x, x2=alt.X2("high:Q"))
+    point = base.mark_point(filled=True, size=70, color=MAIN).encode(x=alt.X("rho:Q"))
+    zero = alt.Chart(pa.table({"zero": [0.0]})).mark_rule(color=GREY, strokeDash=[3, 3]).encode(x="zero:Q")
+    return alt.LayerChart(layer=[zero, interval, point], title=heading(title, finding), height=110 + 26 * len(order))
+
+
+def counted(rows: pa.Table, *, name: str, value: str, unit: str, title: str, finding: str) -> alt.Chart:
+    """Draw a count for each of a few named groups, in the order of the rows."""
+    return (
+        alt.Chart(rows, title=heading(title, finding), height=110 + 26 * rows.num_rows)
+        .mark_bar(color=MAIN)
+        .encode(
+            x=alt.X(f"{value}:Q", title=unit, axis=alt.Axis(format="~s")),
+            y=alt.Y(f"{name}:N", title=None, sort=rows[name].to_pylist()),
+            tooltip=[alt.Tooltip(f"{name}:N", title="Group"), alt.Tooltip(f"{value}:Q", title=unit, format=",.4~g")],
+        )
+    )
+
+
+def five(scores: Mapping[str, Any], *, title: str) -> alt.Chart:
+    """Draw the five scores of one moment."""
+    table = pa.table({"score": list(DIMENSIONS), "value": [float(scores[name]) for name in DIMENSIONS]})
+    return (
+        alt.Chart(table, title=alt.TitleParams(title, anchor="start", fontSize=12), height=150)
+        .mark_bar()
+        .encode(
+            x=alt.X("value:Q", title="0 to 1", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=2)),
+            y=alt.Y("score:N", title=None, sort=list(DIMENSIONS)),
+            color=alt.Color("score:N", legend=None, scale=alt.Scale(domain=list(DIMENSIONS), range=PARTS)),
+            tooltip=["score:N", alt.Tooltip("value:Q", format=".3f")],
+        )
+    )
+
+
+def grouped(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, group: str, unit: str, title: str, finding: str
+) -> alt.Chart:
+    """Draw several figures for each of a few groups, side by side."""
+    flat = [
+        {"group": str(row[group]), "figure": name, "value": row[name]}
+        for row in rows
+        for name in names
+        if row[name] is not None
+    ]
+    table = pa.Table.from_pylist(
+        flat, pa.schema([("group", pa.string()), ("figure", pa.string()), ("value", pa.float64())])
+    )
+    return (
+        alt.Chart(table, title=heading(title, finding), height=240)
+        .mark_bar()
+        .encode(
+            x=alt.X("group:N", title=group.replace("_", " "), axis=alt.Axis(labelAngle=0)),
+            xOffset=alt.XOffset("figure:N", sort=list(names)),
+            y=alt.Y("value:Q", title=unit),
+            color=alt.Color("figure:N", title=None, sort=list(names), scale=alt.Scale(domain=list(names), range=PARTS)),
+            tooltip=["group:N", "figure:N", alt.Tooltip("value:Q", format=".3f")],
+        )
+    )

@@ -1,0 +1,121 @@
+"""Figures over the course of a run. All panels of one page share their x axis by its domain and its left margin."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import altair as alt
+import pyarrow as pa
+
+from dashboard.charts.furniture import MAIN, OTHER, PARTS, heading
+
+_LEFT = 64  # pixels for the y axis, so that panels line up
+
+
+class Axis(NamedTuple):
+    """A field, what it is called with its unit, and the ends of its axis if they are fixed."""
+
+    field: str
+    title: str
+    domain: tuple[float, float] | None = None
+    form: str = "~s"
+
+    def x(self) -> alt.X:
+        """Encode it as the shared axis."""
+        domain = alt.Undefined if self.domain is None else list(self.domain)
+        return alt.X(
+            f"{self.field}:Q",
+            title=self.title,
+            scale=alt.Scale(domain=domain, nice=False, zero=False),
+            axis=alt.Axis(format=self.form, grid=False),
+        )
+
+    def y(self) -> alt.Y:
+        """Encode it as the height."""
+        domain = alt.Undefined if self.domain is None else list(self.domain)
+        return alt.Y(
+            f"{self.field}:Q",
+            title=self.title,
+            scale=alt.Scale(domain=domain),
+            axis=alt.Axis(format=self.form, minExtent=_LEFT, maxExtent=_LEFT, tickCount=5),
+        )
+
+    def tooltip(self, form: str | None = None) -> alt.Tooltip:
+        """Name its value under the pointer."""
+        return alt.Tooltip(f"{self.field}:Q", title=self.title, format=form or self.form)
+
+
+def line(
+    table: pa.Table,
+    *,
+    x: Axis,
+    y: Axis,
+    title: str,
+    finding: str,
+    band: tuple[str, str] | None = None,
+    by: str | None = None,
+    height: int = 170,
+) -> alt.LayerChart:
+    """Draw a line, in a band from one field to another; `by` names a field that makes several lines."""
+    base = alt.Chart(table).encode(x=x.x())
+    layers: list[alt.Chart] = []
+    if band is not None:
+        low, high = band
+        layers.append(base.mark_area(opacity=0.25, color=MAIN).encode(y=alt.Y(f"{low}:Q"), y2=alt.Y2(f"{high}:Q")))
+    colour = alt.value(MAIN) if by is None else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=PARTS))
+    point = table.num_rows < 60
+    tooltip = [x.tooltip(",d" if x.form == "~s" else None), y.tooltip(".4~f" if y.form == "~s" else None)]
+    if by is not None:
+        tooltip.append(alt.Tooltip(f"{by}:N", title="Series"))
+    curve = base.mark_line(point={"size": 24, "filled": True} if point else False, strokeWidth=1.8)
+    layers.append(curve.encode(y=y.y(), color=colour, tooltip=tooltip))
+    return alt.LayerChart(layer=layers, title=heading(title, finding), height=height)
+
+
+def columns(
+    table: pa.Table, *, x: Axis, y: Axis, title: str, finding: str, by: str | None = None, height: int = 150
+) -> alt.Chart:
+    """Draw thin columns where there is something, stacked by the field `by`."""
+    colour = alt.value(MAIN) if by is None else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=[OTHER, MAIN]))
+    return (
+        alt.Chart(table, title=heading(title, finding), height=height)
+        .mark_bar(size=max(1.5, min(12, 600 / max(table.num_rows, 1))))
+        .encode(x=x.x(), y=y.y(), color=colour, tooltip=[x.tooltip(",d"), y.tooltip()])
+    )
+
+
+def strip(table: pa.Table, *, since: Axis, until: str, title: str, finding: str) -> alt.Chart:
+    """Draw the stretches that something lasted for as one row of bars."""
+    x = since.x()
+    return (
+        alt.Chart(table, title=heading(title, finding), height=90)
+        .mark_bar(height=22, color=MAIN)
+        .encode(
+            x=x,
+            x2=alt.X2(f"{until}:Q"),
+            y=alt.Y("row:N", title=None, axis=alt.Axis(minExtent=_LEFT, maxExtent=_LEFT, labels=False, ticks=False)),
+            tooltip=[since.tooltip(",d"), alt.Tooltip(f"{until}:Q", title="until", format=",d"), "reason:N"],
+        )
+        .transform_calculate(row="'in memory'")
+    )
+
+
+def envelope(
+    table: pa.Table, *, x: Axis, least: str, greatest: str, last: Axis, title: str, finding: str
+) -> alt.LayerChart:
+    """Draw extremes as a band and the last value of each stretch as a line: a mean would hide the peaks."""
+    base = alt.Chart(table).encode(x=x.x())
+    tooltip = [x.tooltip(",d"), alt.Tooltip(f"{least}:Q", format=".3f"), alt.Tooltip(f"{greatest}:Q", format=".3f")]
+    band = base.mark_area(opacity=0.3, color=MAIN).encode(
+        y=alt.Y(f"{least}:Q"), y2=alt.Y2(f"{greatest}:Q"), tooltip=tooltip
+    )
+    curve = base.mark_line(strokeWidth=1.2, color=MAIN).encode(y=last.y(), tooltip=tooltip)
+    return alt.LayerChart(layer=[band, curve], title=heading(title, finding), height=190)
+
+
+def long_form(table: pa.Table, x: str, names: Sequence[str]) -> pa.Table:
+    """Put columns below one another, as `series` and `value`, for charts of several lines."""
+    parts = [
+        pa.table({x: table[x], "series": pa.array([name] * table.num_rows, pa.string()), "value": table[name]})
+        for name in names
+    ]
+    return pa.concat_tables(parts, promote_options="permissive")

@@ -1,0 +1,55 @@
+"""What pages ask of the record, one function per file in sql/. Drawing the answers is charts/, phrasing words.py."""
+
+from dashboard.queries.base import ALL_CONTEXTS, Run
+from dashboard.queries.experts import (
+    contexts,
+    expert,
+    expert_difference,
+    expert_history,
+    expert_map,
+    expert_map_at,
+    layers,
+    neighbours,
+)
+from dashboard.queries.quality import gaps, pace, trace, validation
+from dashboard.queries.residency import (
+    RESIDENCY_STRIP_CAP,
+    expert_residency,
+    reasons,
+    regret,
+    residency_by_step,
+    trust_of_evicted,
+)
+from dashboard.queries.runs import difference, runs, sparklines, windows
+from dashboard.queries.salience import after, expert_moments, moments, salience_stream
+
+__all__ = [
+    "ALL_CONTEXTS",
+    "RESIDENCY_STRIP_CAP",
+    "Run",
+    "after",
+    "contexts",
+    "difference",
+    "expert",
+    "expert_difference",
+    "expert_history",
+    "expert_map",
+    "expert_map_at",
+    "expert_moments",
+    "expert_residency",
+    "gaps",
+    "layers",
+    "moments",
+    "neighbours",
+    "pace",
+    "reasons",
+    "regret",
+    "residency_by_step",
+    "runs",
+    "salience_stream",
+    "sparklines",
+    "trace",
+    "trust_of_evicted",
+    "validation",
+    "windows",
+]

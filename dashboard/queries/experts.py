@@ -1,0 +1,49 @@
+"""Questions about experts: all of them on a map, one of them over time, and who goes with it."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from dashboard.connection import Mirror
+from dashboard.queries.base import ask, rows
+
+
+def contexts(mirror: Mirror, run_id: int) -> list[str]:
+    """Contexts that the run holds trust for, `*` first; empty while it has none."""
+    names: list[str] = ask(mirror, "contexts", run_id=run_id)["context"].to_pylist()
+    return names
+
+
+def expert_map(mirror: Mirror, run_id: int, context: str) -> pa.Table:
+    """One row per (component, layer, expert): trust, load, uses, as they stand, in one context."""
+    return ask(mirror, "expert_map", run_id=run_id, context=context)
+
+
+def expert_map_at(mirror: Mirror, run_id: int, window_index: int) -> pa.Table:
+    """The same columns for one score window, all contexts together: trust at its end, load and uses in it."""
+    return ask(mirror, "expert_map_at", run_id=run_id, window_index=window_index)
+
+
+def expert_difference(mirror: Mirror, run_id: int, other_id: int, context: str) -> pa.Table:
+    """One row per (component, layer, expert) of the run: its trust minus that in the other, null where that has none."""
+    return ask(mirror, "expert_difference", run_id=run_id, other_id=other_id, context=context)
+
+
+def layers(mirror: Mirror, run_id: int, context: str) -> pa.Table:
+    """One row per (component, layer): entropy of its load as a share of the greatest possible, and dead experts."""
+    return ask(mirror, "layers", run_id=run_id, context=context)
+
+
+def expert(mirror: Mirror, run_id: int, component: str, layer: int, expert: int) -> list[dict[str, Any]]:
+    """One row per context for one expert; empty if there is no such expert."""
+    return rows(mirror, "expert", run_id=run_id, component=component, layer=layer, expert=expert)
+
+
+def expert_history(mirror: Mirror, run_id: int, component: str, layer: int, expert: int) -> pa.Table:
+    """One row per score window for one expert, by tokens so far."""
+    return ask(mirror, "expert_history", run_id=run_id, component=component, layer=layer, expert=expert)
+
+
+def neighbours(mirror: Mirror, run_id: int, component: str, layer: int, expert: int) -> list[dict[str, Any]]:
+    """The experts that are most often picked with one beyond chance, at most 20, of its layer and the next ones."""
+    return rows(mirror, "neighbours", run_id=run_id, component=component, layer=layer, expert=expert)
