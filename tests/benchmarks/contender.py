@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -51,13 +52,14 @@ class Contender:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        if error[0] is not None:
+            process.kill()  # it may be in a long pass
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
         self._errors.close()
 
     def open(self, path: Path, **settings: Any) -> None:

@@ -53,8 +53,8 @@ class Bench:
     path: Path
     threads: int = 2
     rounds: int = 5
-    cold_rounds: int = 3
-    steps: int = 16
+    cold_rounds: int = 3  # where a pass may wait for the disk
+    steps: int = 12
     prompt_tokens: int = 256
     caps: tuple[str, ...] = CAPS
     shares: tuple[int, ...] = (10, 25, 50, 100)  # per cent of the experts that are in memory, beside 16 of them
@@ -175,21 +175,18 @@ def cold(bench: Bench) -> None:
 
 def capped(bench: Bench) -> None:
     """A hard cap around each process, page cache included."""
-    table = Table("cap", "contender", "opened", "peak memory", *(c for task in bench.tasks for c in (task, "ratio")))
     for text in bench.caps:
-        cap_bytes = parse_bytes(text)
+        table = Table(text, "opened", "peak memory", *(cell for task in bench.tasks for cell in (task, "ratio")))
         base: Row | None = None
-        for name, outcome in _under(bench, cap_bytes):
+        for name, outcome in _under(bench, parse_bytes(text)):
             if isinstance(outcome, str):
-                table.add_row(text, name, outcome)
+                table.add_row(name, outcome)
                 continue
             row, contender = outcome
-            base = base or (row if name.startswith("accelerate") else None)
-            rates = [row.cells(task, base or row) if base else (row.cells(task, row)[0], "") for task in bench.tasks]
-            seconds, peak = f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes)
-            table.add_row(text, name, seconds, peak, *(cell for pair in rates for cell in pair))
-    note = "ratio to accelerate where it runs; a contender that is killed ran out of the cap"
-    bench.console.print("[bold]Capped[/bold]: tokens a second", table, note, sep="\n")
+            base = base or row
+            rates = (cell for task in bench.tasks for cell in row.cells(task, base))
+            table.add_row(name, f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes), *rates)
+        bench.console.print("[bold]Capped[/bold]: tokens a second and ratio to the first that runs", table, sep="\n")
 
 
 def _under(bench: Bench, cap_bytes: int) -> Iterator[tuple[str, tuple[Row, Contender] | str]]:
@@ -212,7 +209,7 @@ def _attempt(bench: Bench, cap_bytes: int, name: str, settings: dict[str, Any]) 
         with hard_cap(cap_bytes) as cap, Contender(bench.threads, cap) as contender:
             contender.open(bench.path, **settings)
             for task, work in bench.tasks.items():
-                for seed in range(bench.rounds + 1):
+                for seed in range(bench.cold_rounds + 1):
                     row.take_turn(contender, task, seed, watch=not seed, **work)
     except DiedError as died:
         return str(died)
