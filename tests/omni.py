@@ -122,7 +122,7 @@ def config() -> Any:
 
 
 def speak(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text tokens [1, n] and the waveform [1, 1, samples] that the model answers to a short turn, sampled if not told."""
+    """Text tokens [1, n] and the waveform [1, 1, samples] that the model answers to a short turn, by default sampled."""
     ids = torch.tensor([[150, 156, 10, 20, 30, 40, 151, 150, 157]])
     torch.manual_seed(5)
     with torch.no_grad():
