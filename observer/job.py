@@ -163,6 +163,12 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
         else:
             collector.restore(state)
         stack.enter_context(beating(writer.beat))
+        if config.metrics_port is not None:
+            from observer.metrics import JobMetrics, served
+
+            metrics = JobMetrics(collector, run=job.name, policy=config.policy)
+            port = stack.enter_context(served(metrics, config.metrics_port))
+            progress.say(f"metrics for Prometheus at http://127.0.0.1:{port}/metrics")
         status = _observe(job, model, collector, writer, progress, state)
         model.segmoe.close()
     return JobResult(job.name, status, collector.events_dropped_total)
