@@ -302,6 +302,7 @@ def run(kills: int, full_disks: int, seed: int, tell: Callable[[str], None]) -> 
             compare(db, wanted, names)
             shutil.rmtree(db.parent)
             ended += 1
+            print(f"{sum(deaths.values())} of {kills} kills, {ended} jobs", file=sys.stderr, flush=True)
         died_in = f"{sum(deaths.values())} kills in {ended} jobs"
         tell(f"{died_in}, each of which ended as the uninterrupted one: {dict(deaths)}")
         sentences: Counter[str] = Counter()
