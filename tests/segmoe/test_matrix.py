@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import segmoe
-from segmoe.runtime import quiet_transformers
+from segmoe.building import quiet_transformers
 from tests import omni
 from tests.families.configs import EXPERTS, LAYERS, Family
 from tests.families.sweep import LAYOUTS, build, left_padded, names_of
