@@ -78,6 +78,11 @@ class ExpertCache:
         self._used_bytes = 0
         self._pins: dict[ExpertKey, int] = {}
 
+    def begin(self, step: int, tokens: int) -> None:
+        """A forward pass with so many tokens starts; padding is none."""
+        self.step = step
+        self._policy.begin(step, tokens)
+
     def __len__(self) -> int:
         return len(self._slots)
 
@@ -93,7 +98,7 @@ class ExpertCache:
         else:
             self.counters.hits += 1
         slot.last_step = self.step
-        self._policy.touch(key, self.step)
+        self._policy.touch(key)
         return slot.tensors
 
     def pin(self, key: ExpertKey) -> None:
@@ -148,7 +153,7 @@ class ExpertCache:
     def _make_room(self, segment: Segment) -> Slot:
         spare: Slot | None = None
         while self._is_full(segment.nbytes):
-            victim = self._policy.victim(self._pins)
+            victim = self._policy.victim(self._pins, segment.key)
             if victim is None:
                 raise ConfigError(
                     f"all {len(self._slots)} experts in memory are pinned, {segment.key} needs room; raise the budget"
@@ -164,7 +169,7 @@ class ExpertCache:
                     reason="capacity",
                     idle_steps=self.step - slot.last_step,
                     policy_score=victim.score,
-                    trust=None,
+                    trust=victim.trust,
                     next_candidate=victim.next_candidate,
                 )
             )

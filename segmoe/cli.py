@@ -12,6 +12,7 @@ from typing import ParamSpec
 import click
 
 from segmoe.errors import SegmoeError
+from segmoe.policies import DEFAULT_POLICY
 
 P = ParamSpec("P")
 
@@ -44,7 +45,7 @@ def expected_failures(command: Callable[P, None]) -> Callable[P, None]:
 def residency(command: Callable[P, None]) -> Callable[P, None]:
     """Options that say how many experts are in memory and who leaves."""
     for option in (
-        click.option("--policy", default="lru", show_default=True, help="Who leaves memory first."),
+        click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="Who leaves memory first."),
         click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts."),
         click.option("--experts", type=click.IntRange(min=1), help="Experts in memory.  [default: a quarter of them]"),
     ):

@@ -14,6 +14,7 @@ from transformers import TextStreamer
 from segmoe.cache import Counters
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
+from segmoe.policies import DEFAULT_POLICY
 from segmoe.prompts import read_tokenizer
 from segmoe.runtime import Runtime, load, quiet_transformers
 from segmoe.units import format_bytes
@@ -56,7 +57,7 @@ def generate(
     max_new_tokens: int = 128,
     experts: int | None = None,
     budget: str | int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
     sampling: Mapping[str, Any] | None = None,
     seed: int | None = None,
     report: Callable[[str], None] = lambda line: None,

@@ -33,6 +33,7 @@ from segmoe.events import ExpertKey
 from segmoe.experts import IMPLEMENTATION
 from segmoe.manifest import build_manifest, is_experts_module, model_class
 from segmoe.parity import SEED
+from segmoe.policies import DEFAULT_POLICY
 from segmoe.runtime import Runtime, quiet_transformers, read_config, without_experts
 from segmoe.verdict import Check, LayersVerdict, same_bits
 
@@ -44,7 +45,7 @@ def verify_layers(
     *,
     experts: int | None = None,
     budget: str | int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
     report: Callable[[str], None] = lambda line: None,
 ) -> LayersVerdict:
     """Compare every experts module of a checkpoint with the stock one; a quarter of a layer in the cache if not told.

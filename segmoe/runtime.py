@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,11 +20,11 @@ from segmoe import passes
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import CheckpointError, ConfigError, Unsupported
-from segmoe.events import CAPTURES, Capture, Event, EventSink, GuardedSink, StepDone
+from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink, StepDone
 from segmoe.experts import IMPLEMENTATION, Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
 from segmoe.manifest import Manifest, build_manifest, is_experts_module, model_class
-from segmoe.policies import make_policy
+from segmoe.policies import DEFAULT_POLICY, make_policy
 from segmoe.units import parse_bytes
 
 _loading = threading.Lock()  # classes are changed while a model is built
@@ -35,7 +35,8 @@ def load(
     *,
     experts: int | None = None,
     budget: str | int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
+    trust: Mapping[ExpertKey, float] | None = None,
     sink: EventSink | None = None,
     capture: Capture = "routing",
 ) -> Any:
@@ -52,7 +53,7 @@ def load(
     config = read_config(checkpoint.folder)
     manifest = build_manifest(checkpoint, config)
     manifest.require_complete()
-    runtime = Runtime(manifest, experts=experts, budget=budget, policy=policy, sink=sink, capture=capture)
+    runtime = Runtime(manifest, experts=experts, budget=budget, policy=policy, trust=trust, sink=sink, capture=capture)
     model = _build(manifest, config)
     runtime.attach(model)
     return model
@@ -77,6 +78,7 @@ class Runtime:
         experts: int | None,
         budget: str | int | None,
         policy: str,
+        trust: Mapping[ExpertKey, float] | None = None,
         sink: EventSink | None = None,
         capture: Capture = "off",
     ) -> None:
@@ -87,7 +89,7 @@ class Runtime:
         self.capture = capture
         self.cache = ExpertCache(
             manifest.experts,
-            make_policy(policy),
+            make_policy(policy, trust),
             capacity_experts=experts,
             capacity_bytes=None if budget is None else parse_bytes(budget),
             emit=self.emit,
@@ -160,8 +162,9 @@ class Runtime:
                 self._inside = [module]
             else:
                 self._inside.append(module)
-            if is_stack and self._sink is not None:
+            if is_stack:
                 self._pass.tokens = passes.read_tokens(passes.arguments(module, args, kwargs))
+                self.cache.begin(self.cache.step, int((self._pass.tokens.position >= 0).sum()))
 
         def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             current = self._pass
