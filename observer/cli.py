@@ -14,6 +14,7 @@ import click
 from observer.errors import ObserverError
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
 from segmoe.errors import SegmoeError
+from segmoe.policies import DEFAULT_POLICY
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +55,7 @@ def main() -> None:
 @db_option
 @click.option("--experts", type=click.IntRange(min=1), help="Experts in memory at most.  [default: a quarter of them]")
 @click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts.")
-@click.option("--policy", default="lru", show_default=True, help="Who leaves memory first.")
+@click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="Who leaves memory first.")
 @click.option("--run", help="Name of the run.  [default: made from the time]")
 @click.option(
     "--generate", type=click.IntRange(min=0), default=0, help="Then continue the first texts by so many tokens."

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from observer.errors import ObserverError
+from segmoe.policies import DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class JobConfig:
     db: Path
     experts: int | None = None  # budget in experts; a quarter of all if neither this nor `budget` is given
     budget: str | None = None  # budget in bytes, such as 4GiB
-    policy: str = "lru"
+    policy: str = DEFAULT_POLICY
     run: str | None = None  # name; made from the time without one
     generate: int = 0  # tokens to continue the first texts by, afterwards
     generate_texts: int = 32

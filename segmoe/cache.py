@@ -77,6 +77,11 @@ class ExpertCache:
         self._ahead: dict[ExpertKey, Slot] = {}  # decided, and not computed yet; the one in use included
         self._current: ExpertKey | None = None
 
+    def begin(self, step: int, tokens: int) -> None:
+        """A forward pass with so many tokens starts; padding is none."""
+        self.step = step
+        self._policy.begin(step, tokens)
+
     def __len__(self) -> int:
         return len(self._resident)
 
@@ -159,7 +164,7 @@ class ExpertCache:
         else:
             segment = self._segments[key]
             while self._is_full(segment.nbytes):
-                found = self._victim()
+                found = self._victim(key)
                 if may_wait and (found is None or found[0].key in self._ahead):
                     return None
                 if found is None:
@@ -172,13 +177,13 @@ class ExpertCache:
             self._used_bytes += segment.nbytes
         self._ahead[key] = slot
         slot.last_step = self.step
-        self._policy.touch(key, self.step)
+        self._policy.touch(key)
         return slot
 
-    def _victim(self) -> tuple[Victim, Reason] | None:
+    def _victim(self, wanted: ExpertKey) -> tuple[Victim, Reason] | None:
         """Whom the policy gives, or of those that the layer still needs the one that it needs last."""
         kept: Container[ExpertKey] = self._coming if not self._pins else {**self._coming, **self._pins}
-        victim = self._policy.victim(kept)
+        victim = self._policy.victim(kept, wanted)
         if victim is None:
             needed = (key for key in reversed(self._coming) if key in self._resident and key not in self._pins)
             last = next(needed, None)
@@ -200,7 +205,7 @@ class ExpertCache:
                 reason=reason,
                 idle_steps=self.step - slot.last_step,
                 policy_score=victim.score,
-                trust=None,
+                trust=victim.trust,
                 next_candidate=victim.next_candidate,
             )
         )
