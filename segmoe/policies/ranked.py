@@ -6,11 +6,18 @@ import math
 import statistics
 from collections.abc import Container, Mapping
 from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segmoe.events import ExpertKey
 from segmoe.policies.base import Victim
 from segmoe.policies.ranking import NOBODY, Table, fullest, leave, look, use
 from segmoe.policies.rules import Rule, score, weight
+
+SAVED = ("rank", "turn", "step", "seen_rank", "seen_turn", "place", "size", "counts", "floor")
+"""What a table remembers beside its heaps; the rest follows from the experts' names, the rule and the snapshot."""
 
 
 class Ranked:
@@ -69,6 +76,28 @@ class Ranked:
                 return found
             tried[group] = True
         return None
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The experts in the order of their numbers, the table, and the clocks."""
+        keys, table = self._keys, self._table
+        return {
+            "component": np.array([key.component for key in keys], dtype=np.str_),
+            "numbers": np.array([(key.layer, key.expert) for key in keys], dtype=np.int64).reshape(-1, 2),
+            "clocks": np.array([self._step, self._tokens], dtype=np.int64),
+            "heap": np.array([number for heap in table.heap for number in heap], dtype=np.int64),
+            **{name: np.array(getattr(table, name)) for name in SAVED},
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Number the experts in the same order, then take over the table."""
+        for component, (layer, expert) in zip(state["component"].tolist(), state["numbers"].tolist(), strict=True):
+            self._admit(ExpertKey(component, layer, expert))
+        table, heap = self._table, iter(state["heap"].tolist())
+        for name in SAVED:
+            getattr(table, name)[:] = state[name].tolist()
+        for group in table.heap:
+            group[:] = [next(heap) for _ in group]
+        self._step, self._tokens = state["clocks"].tolist()
 
     def _lowest(self, group: int, pinned: Container[ExpertKey]) -> Victim | None:
         """The lowest that is not pinned and the one after it, searched from the top of the heap.

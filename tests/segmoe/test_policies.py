@@ -148,6 +148,18 @@ def test_same_history_same_decisions_and_asking_changes_none(name, passes, capac
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=30, deadline=None)
+@given(before=passes, after=passes, capacity=st.integers(1, 11))
+def test_one_that_goes_on_from_a_state_decides_as_one_that_was_never_interrupted(name, before, after, capacity) -> None:
+    run = Run(build(name), capacity)(before)
+    again = Run(build(name), capacity)
+    again.policy.restore(run.policy.state())
+    again.resident, again.history, again.clock = list(run.resident), list(run.history), run.clock
+    run.victims.clear()
+    assert run(after).victims == again(after).victims
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30, deadline=None)
 @given(passes=passes, capacity=st.integers(1, 11), pinned=st.sets(st.sampled_from(KEYS)))
 def test_a_pinned_expert_never_leaves(name, passes, capacity, pinned) -> None:
     run = Run(build(name), capacity)(passes, pinned=pinned)
