@@ -16,6 +16,7 @@ from observer.commands.runs import runs
 from observer.commands.trace import trace
 from observer.residency import EVENTS_CAP
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
+from segmoe.policies import DEFAULT_POLICY
 
 
 @click.group(context_settings={"auto_envvar_prefix": "OBSERVER", "help_option_names": ["-h", "--help"]})
@@ -46,7 +47,8 @@ def main() -> None:
 @db_option
 @click.option("--experts", type=click.IntRange(min=1), help="Experts in memory at most.  [default: a quarter of them]")
 @click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts.")
-@click.option("--policy", default="lru", show_default=True, help="Who leaves memory first.")
+@click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="Who leaves memory first.")
+@click.option("--trust-from", help="Name of an earlier run in the record, for policies that rank by trust.")
 @click.option("--run", help="Name of the run; an unfinished one goes on.  [default: made from the time]")
 @click.option(
     "--generate", type=click.IntRange(min=0), default=0, help="Then continue the first texts by so many tokens."

@@ -50,7 +50,7 @@ class Interrupting(JobProgress):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     db = tmp_path_factory.mktemp("job") / "record.db"
-    common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text")
+    common = ("--policy", "lru", "--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text")
     result = observer("run", "--db", db, "--run", "first", *common, "--generate", 3, "--generate-texts", 4)
     return db, result
 
