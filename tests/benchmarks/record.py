@@ -1,13 +1,13 @@
 """How large is the record of a week, and how fast is it written?
 
-    python -m tests.benchmarks.record FOLDER [--tokens 50000000] [--window-tokens 20000]
+    python -m tests.benchmarks.record FOLDER [--tokens 50000000] [--window-tokens 24000]
 
 Writes what a run on 48 layers x 128 experts records, with figures made up but as long as real ones: every expert in
 every score window, salience, texts, trust in five contexts, co-activation, residency events, and the state to go on
-from. Time is accelerated: nothing is computed, windows begin five times as long as they do by default (the number that
+from. Time is accelerated: nothing is computed, windows begin six times as long as they do by default (the number that
 is kept at the end is the same), and what only replaces earlier rows (trust in five contexts, the state) is written with
-every tenth window. Then the same rows through plain `executemany`, and the same scalars through MLflow's SQLite store if
-MLflow is installed: pip install mlflow-skinny.
+every tenth window. Then the same rows through plain `executemany`, and the same scalars through MLflow's SQLite store,
+if it is installed: pip install mlflow-skinny.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def mlflow_rate(folder: Path, batches: int = 5) -> float | None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--tokens", default=50_000_000, show_default=True, help="Of the run.")
-@click.option("--window-tokens", default=20000, show_default=True, help="Of a window before merging.")
+@click.option("--window-tokens", default=24000, show_default=True, help="Of a window before merging.")
 @click.option("--rates-only", is_flag=True, help="Only rows a second.")
 def main(folder: Path, tokens: int, window_tokens: int, rates_only: bool) -> None:
     """Write a week, then measure rates; the folder is to be new and stays."""
