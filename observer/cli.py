@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TextIO, TypeVar
+from typing import Any
 
 import click
 
 from observer import config_file
-from observer.errors import ObserverError
+from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
+from observer.commands.db import db
+from observer.commands.runs import runs
+from observer.commands.trace import trace
 from observer.residency import EVENTS_CAP
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
-from segmoe.errors import SegmoeError
-
-P = ParamSpec("P")
-R = TypeVar("R")
-INTERRUPTED = 130
-INCOMPLETE = 3
-DB = Path("observer.db")
-
-db_option = click.option("--db", type=click.Path(path_type=Path), default=DB, show_default=True, help="The record.")
-
-
-def expected_failures(command: Callable[P, R]) -> Callable[P, R]:
-    """Print one line and exit with 1 for what is expected to go wrong; a bug keeps its traceback."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (SegmoeError, ObserverError) as error:
-            message = " ".join(str(error).split())
-            if kwargs.get("as_json"):
-                click.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message}}))
-            else:
-                click.echo(f"observer: {message}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-
-    return run
+from segmoe.policies import DEFAULT_POLICY
 
 
 @click.group(context_settings={"auto_envvar_prefix": "OBSERVER", "help_option_names": ["-h", "--help"]})
@@ -75,7 +47,8 @@ def main() -> None:
 @db_option
 @click.option("--experts", type=click.IntRange(min=1), help="Experts in memory at most.  [default: a quarter of them]")
 @click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts.")
-@click.option("--policy", default="lru", show_default=True, help="Who leaves memory first.")
+@click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="Who leaves memory first.")
+@click.option("--trust-from", help="Name of an earlier run in the record, for policies that rank by trust.")
 @click.option("--run", help="Name of the run; an unfinished one goes on.  [default: made from the time]")
 @click.option(
     "--generate", type=click.IntRange(min=0), default=0, help="Then continue the first texts by so many tokens."
@@ -168,58 +141,9 @@ def validate(db: Path, run: str | None, texts: Path, limit: int | None) -> None:
     print_correlations(correlate(ablation, statistics), ablation, shown["name"])
 
 
-@main.group()
-def db() -> None:
-    """Look after the record."""
-
-
-@db.command()
-@db_option
-@expected_failures
-def upgrade(db: Path) -> None:
-    """Bring a record that an earlier version wrote up to date; jobs do this by themselves."""
-    from observer.db.session import open_db
-
-    open_db(db, create=False).dispose()
-    click.echo(f"{db} is up to date")
-
-
-@db.command()
-@click.option("--db", type=click.Path(path_type=Path), help="A record; without it what this version would make.")
-@click.option("--markdown", is_flag=True, help="As tables for a document.")
-@expected_failures
-def schema(db: Path | None, markdown: bool) -> None:
-    """Print the views that readers rely on, with the meaning of each column."""
-    from observer.db.schema import markdown as as_markdown
-    from observer.db.schema import print_views, views_of
-
-    views = views_of(db)
-    if markdown:
-        click.echo(as_markdown(views))
-    else:
-        print_views(views)
-
-
-@main.group()
-def trace() -> None:
-    """Use the raw route trace that a run keeps with --trace."""
-
-
-@trace.command("export")
-@db_option
-@click.option("--run", help="Name of the run.  [default: the last one with a trace]")
-@click.option("--out", type=click.File("w", encoding="utf-8"), default="-", help="The CSV file.  [default: stdout]")
-@expected_failures
-def export_trace(db: Path, run: str | None, out: TextIO) -> None:
-    """Write a run's route trace as the CSV that route-trace tools read, a line a pick."""
-    from observer.db.session import open_db
-    from observer.trace_read import open_trace, write_csv
-
-    engine = open_db(db, create=False)
-    try:
-        write_csv(open_trace(engine, run), out)
-    finally:
-        engine.dispose()
+main.add_command(runs)
+main.add_command(db)
+main.add_command(trace)
 
 
 def _report(db: Path, run: str | None) -> None:

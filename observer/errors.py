@@ -8,6 +8,7 @@ ObserverError
   RunIsLive            another process is working on the run; carries .name
   RunNotFound          no such run in the record; carries .name
   TraceError           a route trace that cannot be written or read; carries .path
+  ExportError          a folder that the record cannot be exported to; carries .path
   CollectorError       the observer failed while the model ran; carries .dropped_total
   GridError            experts that do not form a full layer x expert table, or an event outside of it
 """
@@ -39,6 +40,14 @@ class DatabaseError(ObserverError):
 
 class TraceError(ObserverError):
     """A route trace that cannot be written or read."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class ExportError(ObserverError):
+    """A folder that the record cannot be exported to."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")

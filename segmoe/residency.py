@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 def residency_state(runtime: Runtime) -> Arrays:
     """Return the experts in memory in the cache's order, the policy's memory, and the number of the next pass."""
     cache = runtime.cache
-    keys, steps = list(cache._slots), [slot.last_step for slot in cache._slots.values()]
+    keys, steps = list(cache._resident), [slot.last_step for slot in cache._resident.values()]
     return {
         "next_step": np.array(runtime._next_step),
         "last_step": np.array(steps, dtype=np.int64),
