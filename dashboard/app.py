@@ -6,6 +6,7 @@ import streamlit as st
 
 _ICON = Path(__file__).with_name("icon.svg")  # a named icon would be fetched from the internet
 
+# Title and explanation by the name of the view's file, which is also the page's address.
 PAGES = {
     "overview": ("Overview", "All runs of the record, how they stand, and what differs between two of them."),
     "expert_map": (
@@ -19,7 +20,6 @@ PAGES = {
     "quality": ("Data quality", "What was not recorded, and how the job kept up."),
     "sql": ("SQL", "Named questions and your own, on the same record, read-only."),
 }
-"""Title and explanation by the name of the view's file, which is also the page's address."""
 
 
 def main() -> None:

@@ -30,7 +30,21 @@ BYTES = 16 << 20
 MEMORY_BYTES = 6 << 30  # of address space, beside what is in use when a query starts
 
 TABLE_FUNCTIONS = frozenset(
-    ["range", "generate_series", "unnest", "repeat", "histogram", "histogram_values", "summary", "json_each", "json_tree", "duckdb_tables", "duckdb_columns", "duckdb_functions", "pragma_table_info"]
+    [
+        "range",
+        "generate_series",
+        "unnest",
+        "repeat",
+        "histogram",
+        "histogram_values",
+        "summary",
+        "json_each",
+        "json_tree",
+        "duckdb_tables",
+        "duckdb_columns",
+        "duckdb_functions",
+        "pragma_table_info",
+    ]
 )
 """Functions that may stand where a table stands; all others are refused, so that no new one becomes a way out."""
 

@@ -41,5 +41,7 @@ def describe(definitions: Mapping[str, str]) -> list[Described]:
                 about = f"{about} {line[3:]}".strip()
             elif found := _COLUMN.search(line):
                 columns[found["name"]] = found["about"]
-        views.append(Described(name, about, [Column(key, kind, columns.get(key, "")) for key, kind in view.columns.items()]))
+        views.append(
+            Described(name, about, [Column(key, kind, columns.get(key, "")) for key, kind in view.columns.items()])
+        )
     return views

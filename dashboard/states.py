@@ -90,6 +90,17 @@ def no_runs(path: Path) -> NoReturn:
     )
 
 
+def no_windows(live: bool) -> None:
+    """Say that the run has no score window, and whether waiting helps."""
+    if live:
+        st.info(
+            "This run has not finished a score window yet; the page refreshes by itself.",
+            icon=":material/hourglass_empty:",
+        )
+    else:
+        nothing("This run ended before its first score window.", "Choose another run, or observe more texts.")
+
+
 def no_trust(live: bool) -> None:
     """Say that the run holds no trust rows, and whether waiting helps."""
     if live:

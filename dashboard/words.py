@@ -1,7 +1,8 @@
 """How figures and findings are put into words. All of it is plain text, never markup; drawing is charts.py."""
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from dashboard.queries import ALL_CONTEXTS, Run
@@ -59,6 +60,67 @@ def status(run: Run, now: datetime) -> str:
     return f"unfinished (no heartbeat since {since[:19].replace('T', ' ')} UTC)"
 
 
+def age(since: timedelta) -> str:
+    """Say roughly how long ago something was.
+
+    >>> age(timedelta(seconds=4)), age(timedelta(minutes=90)), age(timedelta(days=3, hours=2))
+    ('4 s ago', '1 h ago', '3 d ago')
+    """
+    seconds = max(0, int(since.total_seconds()))
+    for unit, factor in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= factor:
+            return f"{seconds // factor} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def progress(run: Run) -> str:
+    """Say how many texts are done, of how many."""
+    return f"{run.sequences:,} of {run.sequences_planned:,}" if run.sequences_planned else f"{run.sequences:,}"
+
+
+def settings_that_differ(run: Run, other: Run) -> list[dict[str, str]]:
+    """Name each setting, version or property in which two runs differ, with both values."""
+    here, there = _settings(run), _settings(other)
+    return [
+        {"what": name, "this": here.get(name, UNKNOWN), "other": there.get(name, UNKNOWN)}
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    ]
+
+
+def _settings(run: Run) -> dict[str, str]:
+    found = {name: str(getattr(run, name)) for name in ("checkpoint_digest", "model_family", "policy", "capture")}
+    found |= {"budget_experts": f"{run.budget_experts:,}"}
+    for prefix, text in (("", run.config), ("version of ", run.versions)):
+        try:
+            values = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(values, dict):
+            found |= {
+                f"{prefix}{name}": value if isinstance(value, str) else json.dumps(value)
+                for name, value in values.items()
+            }
+    return found
+
+
+def results(run: Run, other: Run) -> list[dict[str, str]]:
+    """Name the results of two runs beside each other."""
+
+    def row(what: str, show: Callable[[Run], str]) -> dict[str, str]:
+        return {"what": what, "this": show(run), "other": show(other)}
+
+    return [
+        row("Tokens", lambda run: number(run.tokens, ",d")),
+        row("Mean NLL", lambda run: number(run.nll)),
+        row("Hit rate", lambda run: share(run.hit_rate)),
+        row("Evictions", lambda run: number(run.evictions, ",d")),
+        row("Read from disk", lambda run: size(run.bytes_read)),
+        row("Parity", lambda run: run.parity),
+        row("Events recorded", lambda run: share(run.recorded_frac)),
+    ]
+
+
 def header(run: Run, now: datetime) -> list[Fact]:
     """Name the facts of a run's header line."""
     return [
@@ -92,6 +154,48 @@ def expert(row: Mapping[str, Any]) -> list[Fact]:
             number(row["impact_mean"], ".5f"),
             "Per token of the layer: 1 - cos(state, state without it).",
         ),
+    ]
+
+
+def moment(place: int, row: Mapping[str, Any]) -> list[Fact]:
+    """Name the figures of one salient moment."""
+    last = row["position"] + row["tokens"] - 1
+    return [
+        Fact("Moment", f"{place}"),
+        Fact("Salience", number(row["salience"], ".2f"), "Mean of the five scores."),
+        Fact("Driven by", row["driven_by"], "The score that is highest above its mean over the run."),
+        Fact("Text", row["text_id"] or UNKNOWN),
+        Fact("Context", row["context"] or UNKNOWN),
+        Fact("Tokens", f"{row['position']:,} to {last:,}"),
+        Fact("NLL before", number(row["nll_before"], ".2f"), "Nats per token, of the window before it."),
+        Fact("NLL", number(row["nll"], ".2f"), "Nats per token, of its own window."),
+        Fact("NLL after", number(row["nll_after"], ".2f"), "Nats per token, of the window after it."),
+    ]
+
+
+def quality(run: Run, now: datetime) -> list[Fact]:
+    """Name what is known of how a run was recorded."""
+    try:
+        drops = json.loads(run.drops)
+    except ValueError:
+        drops = {}
+    lost = ", ".join(f"{reason} {count:,}" for reason, count in drops.items()) if isinstance(drops, dict) else ""
+    return [
+        Fact("Events seen", number(run.events_seen, ",d"), "Events that the statistics rest on."),
+        Fact("Not recorded", number(run.events_dropped, ",d"), "Events that they do not rest on."),
+        Fact("Why", lost or UNKNOWN, "Dropped events by reason; a full queue means that the observer was too slow."),
+        Fact("Capture", run.capture, "How much of each event was looked at."),
+        Fact("Heartbeat", age(now - run.heard_at()), "A job that is alive says so every few seconds."),
+    ]
+
+
+def trace(row: Mapping[str, Any]) -> list[Fact]:
+    """Name what is kept of the raw routing."""
+    return [
+        Fact("Files", number(row["files"], ",d")),
+        Fact("Rows", number(row["rows"], ",d"), "One a token and layer."),
+        Fact("Size", size(row["bytes"])),
+        Fact("Passes", f"{row['first_step']:,} to {row['last_step']:,}"),
     ]
 
 

@@ -21,7 +21,7 @@ from dashboard.queries.residency import (
     trust_of_evicted,
 )
 from dashboard.queries.runs import difference, runs, sparklines, windows
-from dashboard.queries.salience import after, expert_moments, moments, salience_stream
+from dashboard.queries.salience import after, moments, salience_stream
 
 __all__ = [
     "ALL_CONTEXTS",
@@ -35,7 +35,6 @@ __all__ = [
     "expert_history",
     "expert_map",
     "expert_map_at",
-    "expert_moments",
     "expert_residency",
     "gaps",
     "layers",

@@ -26,8 +26,3 @@ def moments(
 def after(mirror: Mirror, run_id: int, component: str) -> list[dict[str, Any]]:
     """Mean NLL before, in and after windows by quarter of salience; 4 is the most salient."""
     return rows(mirror, "after", run_id=run_id, component=component)
-
-
-def expert_moments(mirror: Mirror, run_id: int, component: str, layer: int, expert: int) -> pa.Table:
-    """The expert's share in the five scores, in the score windows in which it was greatest; at most 12."""
-    return ask(mirror, "expert_moments", run_id=run_id, component=component, layer=layer, expert=expert)

@@ -1,1 +1,153 @@
-"""Soon."""
+"""Expert: one expert over the run, on one axis of tokens, and who goes with it. The map of all is expert_map.py."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import streamlit as st
+
+from dashboard import charts, findings, page, queries, states
+from dashboard.connection import Mirror
+from dashboard.queries import Run
+from dashboard.views import expert_figures
+
+_NEIGHBOURS = {
+    "where_": st.column_config.TextColumn("Where"),
+    "layer": st.column_config.NumberColumn("Layer"),
+    "expert": st.column_config.NumberColumn("Expert"),
+    "count": st.column_config.NumberColumn("Tokens that picked both", format="localized"),
+    "lift": st.column_config.NumberColumn(
+        "Lift", format="%.2f", help="Against independent picks of both; 1 is chance."
+    ),
+    "trust": st.column_config.ProgressColumn("Trust", min_value=0, max_value=1, format="%.3f"),
+}
+
+
+def render() -> None:
+    """Draw the page. The run, the component, the layer and the expert are in the URL."""
+    mirror = page.begin("Expert")
+    run = page.choose_run(mirror)
+    cells = queries.expert_map(mirror, run.run_id, queries.ALL_CONTEXTS)
+    if not cells.num_rows:
+        page.follow(
+            mirror, run.name, lambda run: states.no_trust(run.is_live(datetime.now(UTC))), watch=_has_trust(mirror)
+        )
+        return
+    components = sorted(set(cells["component"].to_pylist()))
+    chosen = expert_figures.choose(cells, components, on_change=lambda: None)
+    if chosen is None:
+        page.banner(run)
+        states.nothing("No expert is chosen.", "Choose a layer and an expert, or click a cell on the expert map.")
+        st.page_link("views/expert_map.py", label="Go to the expert map")
+        return
+    page.follow(mirror, run.name, lambda run: _figures(mirror, run, chosen))
+
+
+def _has_trust(mirror: Mirror) -> Any:
+    return lambda run: bool(queries.contexts(mirror, run.run_id))
+
+
+def _figures(mirror: Mirror, run: Run, chosen: expert_figures.Expert) -> None:
+    rows = queries.expert(mirror, run.run_id, *chosen)
+    expert_figures.draw(rows, queries.ALL_CONTEXTS)
+    st.text(findings.evidence(rows[0]))
+    history = queries.expert_history(mirror, run.run_id, *chosen)
+    if history.num_rows:
+        _course(history, queries.expert_residency(mirror, run.run_id, *chosen), chosen)
+    else:
+        states.no_windows(run.is_live(datetime.now(UTC)))
+    st.subheader("In each context", anchor=False)
+    expert_figures.draw_contexts(rows, chosen)
+    st.subheader("Who is picked with it", anchor=False)
+    neighbours = queries.neighbours(mirror, run.run_id, *chosen)
+    finding = findings.neighbours(neighbours)
+    st.text(finding)
+    if neighbours:
+        st.dataframe(
+            neighbours, hide_index=True, column_config=_NEIGHBOURS, alt=f"Neighbours of {_name(chosen)}. {finding}"
+        )
+
+
+def _course(history: pa.Table, stays: pa.Table, chosen: expert_figures.Expert) -> None:
+    rows = history.to_pylist()
+    token = charts.Axis("token", "Tokens observed", (0, rows[-1]["token"]))
+    of_expert = f"of {_name(chosen)}, by score window"
+    draw = {
+        "Trust": (
+            findings.interval(rows),
+            lambda title, finding: charts.line(
+                history,
+                x=token,
+                y=charts.Axis("trust", "Trust and its 90% interval", (0, 1), ".2f"),
+                band=("trust_low", "trust_high"),
+                title=title,
+                finding=finding,
+            ),
+        ),
+        "Parts of trust": (
+            findings.course(rows, "convergence", "Convergence"),
+            lambda title, finding: charts.line(
+                charts.long_form(history, "token", ["convergence", "stability", "efficiency"]),
+                x=token,
+                y=charts.Axis("value", "0 to 1", (0, 1), ".2f"),
+                by="series",
+                title=title,
+                finding=finding,
+            ),
+        ),
+        "Load": (
+            findings.course(rows, "load", "The load", ".2%"),
+            lambda title, finding: charts.line(
+                history,
+                x=token,
+                y=charts.Axis("load", "Share of the layer's picks", None, ".1%"),
+                title=title,
+                finding=finding,
+            ),
+        ),
+        "Residency": (
+            findings.course(rows, "residency", "The share of wants that found it in memory"),
+            lambda title, finding: charts.line(
+                history,
+                x=token,
+                y=charts.Axis("residency", "Found in memory, share", (0, 1), ".2f"),
+                title=title,
+                finding=finding,
+            ),
+        ),
+        "Stays in memory": (
+            findings.residency_strip(stays.to_pylist(), queries.RESIDENCY_STRIP_CAP),
+            lambda title, finding: charts.strip(
+                stays,
+                since=charts.Axis("since_token", "Tokens observed", token.domain),
+                until="until_token",
+                title=title,
+                finding=finding,
+            ),
+        ),
+        "Salience": (
+            findings.course(rows, "peak", "The greatest of its five shares"),
+            lambda title, finding: charts.line(
+                charts.long_form(history, "token", charts.DIMENSIONS),
+                x=token,
+                y=charts.Axis("value", "Its share in the score, 0 to 1", (0, 1), ".2f"),
+                by="series",
+                title=title,
+                finding=finding,
+            ),
+        ),
+    }
+    for name, (finding, chart) in draw.items():
+        if name == "Stays in memory" and not stays.num_rows:
+            st.caption(finding)
+            continue
+        title = f"{name} {of_expert}"
+        st.altair_chart(chart(title, finding), key=f"course {name}", alt=f"{title}. {finding}")
+
+
+def _name(chosen: expert_figures.Expert) -> str:
+    return f"layer {chosen.layer}, expert {chosen.expert} ({chosen.component})"
+
+
+if __name__ == "__main__":
+    render()

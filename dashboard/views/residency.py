@@ -1,1 +1,126 @@
-"""Soon."""
+"""Residency: what came into memory and left it, why, and whether that was regretted."""
+
+from datetime import UTC, datetime
+
+import streamlit as st
+
+from dashboard import charts, findings, page, queries, states
+from dashboard.connection import Mirror
+from dashboard.queries import Run
+
+_REASONS = {
+    "kind": st.column_config.TextColumn("Kind"),
+    "reason": st.column_config.TextColumn("Reason"),
+    "events": st.column_config.NumberColumn("Events", format="localized"),
+    "bytes": st.column_config.NumberColumn("Bytes", format="bytes"),
+    "read_ms": st.column_config.NumberColumn("Reading, ms", format="localized"),
+    "waited_ms": st.column_config.NumberColumn("Model stood still, ms", format="localized"),
+    "idle_passes": st.column_config.NumberColumn("Idle passes before", format="%.1f", help="Of evictions, the mean."),
+    "policy_score": st.column_config.NumberColumn("Policy's score", format="%.3f", help="Of evictions, the mean."),
+}
+_QUARTERS = {
+    "quarter": st.column_config.NumberColumn("Quarter of trust", help="Within each layer; 4 is the most trusted."),
+    "experts": st.column_config.NumberColumn("Experts", format="localized"),
+    "trust": st.column_config.NumberColumn("Mean trust", format="%.3f"),
+    "uses": st.column_config.NumberColumn("Uses", format="localized"),
+    "evictions": st.column_config.NumberColumn("Evictions", format="localized"),
+    "evictions_per_1000_uses": st.column_config.NumberColumn("Per 1,000 uses", format="%.2f"),
+    "came_back": st.column_config.NumberColumn("Came back", format="percent"),
+}
+
+
+def render() -> None:
+    """Draw the page. The run is in the URL."""
+    mirror = page.begin("Residency")
+    run = page.choose_run(mirror)
+    page.follow(mirror, run.name, lambda run: _figures(mirror, run))
+
+
+def _figures(mirror: Mirror, run: Run) -> None:
+    windows = queries.windows(mirror, run.run_id)
+    if not windows.num_rows:
+        states.no_windows(run.is_live(datetime.now(UTC)))
+        return
+    rows = windows.to_pylist()
+    token = charts.Axis("token", "Tokens observed", (0, max(row["token"] for row in rows)))
+    left, right = st.columns(2)
+    for place, field, name, unit, domain in (
+        (left, "hit_rate", "The hit rate", "Share of fetches that found the expert in memory", (0.0, 1.0)),
+        (right, "evictions_per_1000", "Churn", "Evictions per 1,000 tokens", None),
+    ):
+        finding = findings.course(rows, field, name)
+        title = f"{name.removeprefix('The ').capitalize()} by score window"
+        with place:
+            st.altair_chart(
+                charts.line(
+                    windows,
+                    x=token,
+                    y=charts.Axis(field, unit, domain, ".2f"),
+                    by="phase",
+                    title=title,
+                    finding=finding,
+                ),
+                key=f"course {field}",
+                alt=f"{title}. {finding}",
+            )
+    _events(mirror, run)
+    st.subheader("What if", anchor=False)
+    states.nothing(
+        "The record holds no miss-ratio curves.",
+        "What other policies and budgets would have done, and the best that any could (Belady), is computed from a "
+        "raw trace: record one with `observer run --trace`, then see `observer replay`.",
+    )
+
+
+def _events(mirror: Mirror, run: Run) -> None:
+    traffic = queries.residency_by_step(mirror, run.run_id)
+    if not traffic.num_rows:
+        states.nothing(
+            "No load or eviction of this run was logged one by one.",
+            "Runs log the first of them, unless `--residency-events 0` was set.",
+        )
+        return
+    rows = traffic.to_pylist()
+    finding = findings.traffic(rows)
+    title = f"Loads and evictions, in stretches of {rows[0]['width']:,} passes"
+    st.altair_chart(
+        charts.columns(
+            traffic,
+            x=charts.Axis("step", "Forward pass", None, ",d"),
+            y=charts.Axis("events", "Logged events", None, "~s"),
+            by="kind",
+            title=title,
+            finding=finding,
+        ),
+        key="traffic",
+        alt=f"{title}. {finding}",
+    )
+    st.dataframe(
+        queries.reasons(mirror, run.run_id), hide_index=True, column_config=_REASONS, alt=f"Reasons. {finding}"
+    )
+    left, right = st.columns(2)
+    regret = queries.regret(mirror, run.run_id)
+    with left:
+        if regret.num_rows:
+            finding, title = (
+                findings.regret(regret.to_pylist()),
+                "Regret: evictions by how soon the expert was loaded again",
+            )
+            st.altair_chart(
+                charts.counted(
+                    regret, name="back_after", value="evictions", unit="Logged evictions", title=title, finding=finding
+                ),
+                key="regret",
+                alt=f"{title}. {finding}",
+            )
+        else:
+            st.caption("Nothing was evicted.")
+    with right:
+        quarters = queries.trust_of_evicted(mirror, run.run_id)
+        finding = findings.stayed(quarters)
+        st.text(finding)
+        st.dataframe(quarters, hide_index=True, column_config=_QUARTERS, alt=f"Evictions by trust. {finding}")
+
+
+if __name__ == "__main__":
+    render()

@@ -38,12 +38,14 @@ def render() -> None:
             list(named),
             index=None,
             placeholder="your own",
-            format_func=lambda name: named[name].title,
             key="question",
             bind="query-params",
             on_change=_take_question,
             args=(named,),
+            width=320,
         )
+        if st.session_state.question:
+            st.caption(named[st.session_state.question].title)
         if st.session_state.question and not st.session_state.get("sql") and "sql" not in st.query_params:
             st.session_state.sql = named[st.session_state.question].sql
         sql = st.text_area(

@@ -1,0 +1,156 @@
+"""What a chart shows, in one sentence computed from its rows. Names of figures and their forms are words.py."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dashboard import words
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def course(rows: Rows, field: str, name: str, form: str = ".2f") -> str:
+    """Say where a figure began, where it stands, and between what it moved."""
+    values = [row[field] for row in rows if row[field] is not None]
+    if not values:
+        return f"There is no {name.lower()} yet."
+    return (
+        f"{name} began at {values[0]:{form}} and stands at {values[-1]:{form}}; "
+        f"it moved between {min(values):{form}} and {max(values):{form}}."
+    )
+
+
+def interval(rows: Rows) -> str:
+    """Say whether trust has become surer."""
+    if not rows:
+        return "There is no score window yet."
+    first, last = rows[0], rows[-1]
+    before, now = first["trust_high"] - first["trust_low"], last["trust_high"] - last["trust_low"]
+    return f"{course(rows, 'trust', 'Trust')} Its 90% interval was {before:.2f} wide at first and is {now:.2f} now."
+
+
+def residency_strip(rows: Rows, cap: int) -> str:
+    """Say how long an expert was in memory."""
+    if not rows:
+        return "No load of this expert was logged."
+    passes = sum(row["until"] - row["since"] for row in rows)
+    cut = f" Only the first {cap} stays are drawn." if len(rows) == cap else ""
+    return f"{len(rows)} stays in memory were logged, {passes / len(rows):.1f} passes long on average.{cut}"
+
+
+def neighbours(rows: Rows) -> str:
+    """Name who is picked with an expert most beyond chance."""
+    if not rows:
+        return "No pair was counted often enough (20 times) to tell."
+    top = rows[0]
+    return (
+        f"Layer {top['layer']}, expert {top['expert']} ({top['where_']}) is picked with it "
+        f"{top['lift']:.1f} times as often as chance would have it."
+    )
+
+
+def evidence(row: Mapping[str, Any]) -> str:
+    """Say in words what an expert's trust rests on, and how it stands."""
+    width = row["trust_high"] - row["trust_low"]
+    sure = "narrow" if width < 0.2 else "wide"
+    place = "above" if row["convergence"] >= 0.5 else "below"
+    if row["uses"] == 0:
+        return "It was never picked in this context: its trust is the prior's, not evidence."
+    return (
+        f"It was picked {row['uses']:,} times, in {row['blocks']:,} blocks of evidence. Its part in where the layer's "
+        f"state ends up is {place} that of the layer's median expert (convergence {row['convergence']:.2f}). "
+        f"With 90% probability its trust lies between {row['trust_low']:.2f} and {row['trust_high']:.2f}: "
+        f"a {sure} interval."
+    )
+
+
+def salience(rows: Rows) -> str:
+    """Say where the greatest salience of a stream lies."""
+    top = max(rows, key=lambda row: row["greatest"])
+    where = (
+        f"text {top['first_text']}"
+        if top["first_text"] == top["last_text"]
+        else (f"texts {top['first_text']} to {top['last_text']}")
+    )
+    return f"The most salient window has {top['greatest']:.2f}, in {where}."
+
+
+def after(rows: Rows) -> str:
+    """Say whether salient windows are followed by harder text than others."""
+    known = {row["quarter"]: row["nll_after"] for row in rows if row["nll_after"] is not None}
+    if len(known) < 2:
+        return "There are too few windows to compare."
+    top, low = known[max(known)], known[min(known)]
+    word = "harder" if top > low else "easier"
+    return (
+        f"After the most salient quarter the next window costs {top:.2f} nats per token, after the least {low:.2f}: "
+        f"text after salient moments is {word} by {abs(top - low):.2f}."
+    )
+
+
+def traffic(rows: Rows) -> str:
+    """Say how much came and went."""
+    loads = sum(row["events"] for row in rows if row["kind"] == "load")
+    evictions = sum(row["events"] for row in rows if row["kind"] == "evict")
+    waited = sum(row["waited_ms"] for row in rows)
+    return f"{loads:,} loads and {evictions:,} evictions were logged; the model stood still for {waited / 1000:,.2f} s."
+
+
+def regret(rows: Rows) -> str:
+    """Say how many evictions were undone soon, and what that read again."""
+    total = sum(row["evictions"] for row in rows)
+    soon = sum(row["evictions"] for row in rows if row["place"] <= 2)
+    again = [row for row in rows if row["place"] < 6]
+    size = words.size(sum(row["bytes"] for row in again))
+    return (
+        f"{soon:,} of {total:,} evicted experts were loaded again within 4 passes; "
+        f"all that came back read {size} again."
+    )
+
+
+def stayed(rows: Rows) -> str:
+    """Say whether the experts of high trust were evicted less often for their uses."""
+    rate = {row["quarter"]: row["evictions_per_1000_uses"] for row in rows}
+    if rate.get(4) is None or rate.get(1) is None:
+        return "There are too few evictions to compare."
+    word = "less" if rate[4] < rate[1] else "no less"
+    return (
+        f"The most trusted quarter of each layer was evicted {rate[4]:.2f} times per 1,000 uses, the least trusted "
+        f"{rate[1]:.2f}: {word} often."
+    )
+
+
+def validity(rows: Rows, scope: str) -> str:
+    """Say what foretells best in a scope, and where trust stands."""
+    best = max(rows, key=lambda row: row["rho"])
+    own = next((row for row in rows if row["statistic"] == "trust"), None)
+    text = f"{scope.capitalize()}, {best['statistic']} foretells best: {_rho(best)}."
+    if own is None or own is best:
+        return text
+    clear = "a difference that the intervals confirm" if best["low"] > own["high"] else "the intervals overlap"
+    return f"{text} Trust has {_rho(own)}; {clear}."
+
+
+def layers(rows: Rows) -> str:
+    """Say which layer is narrowest, and how many experts are dead."""
+    known = [row for row in rows if row["entropy_share"] is not None]
+    if not known:
+        return "No expert was used."
+    low = min(known, key=lambda row: row["entropy_share"])
+    dead = sum(row["dead"] for row in rows)
+    never = "Every expert was used." if dead == 0 else f"{dead} {'was' if dead == 1 else 'were'} never used."
+    return f"The narrowest layer is {low['layer']}, with {low['entropy_share']:.2f} of the greatest entropy. {never}"
+
+
+def difference(rows: Rows, other: str) -> str:
+    """Say how far apart two runs are."""
+    if not rows:
+        return f"{other} has none of these experts."
+    first = rows[0]
+    return (
+        f"Over {first['pairs']:,} experts trust differs by {first['mean_change']:.3f} on average; "
+        f"for {first['apart_total']:,} the 90% intervals do not overlap."
+    )
+
+
+def _rho(row: Mapping[str, Any]) -> str:
+    return f"rho {row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
