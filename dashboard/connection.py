@@ -25,7 +25,7 @@ _BATCH_ROWS = 65536
 _INSERT_ROWS = 16 * _BATCH_ROWS  # between two reports of progress
 _BUSY_MS = 5000
 
-LOCKED = {
+LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "python_enable_replacements": "false",
     "temp_directory": "",
@@ -59,7 +59,7 @@ class RecordNewerError(RecordUnreadableError):
 
 
 class Mirror:
-    """A copy of the record's views, or of some of them.
+    """A copy of the record's views, or of those that were wanted so far; the others are empty.
 
     After `sync` every view shows the same moment of the record. A run whose row in `v_run` is as before is taken to
     be unchanged; of a changed run, views that only grow are read from their high-water mark on and the others anew.
@@ -67,14 +67,24 @@ class Mirror:
 
     def __init__(self, path: Path, views: Collection[str] = tuple(VIEWS)) -> None:
         self.path = path
-        self.views = frozenset(views) | {"v_run"}
+        self.views = frozenset(views) | {"v_run"}  # that are wanted
+        self._copied: frozenset[str] = frozenset()
         self.version = 0  # grows with each sync that changed something
         self.definitions: dict[str, str] = {}  # of the record's views, in the record's own words
         self._duckdb = duckdb.connect(":memory:", config=LOCKED)
         self._syncing = threading.Lock()
-        for name in self._in_order():
-            columns = ", ".join(f'"{column}" {_DUCKDB_TYPES[kind]}' for column, kind in VIEWS[name].columns.items())
+        for name, view in VIEWS.items():
+            columns = ", ".join(f'"{column}" {_DUCKDB_TYPES[kind]}' for column, kind in view.columns.items())
             self._duckdb.execute(f"create table {name} ({columns})")
+
+    def want(self, views: Collection[str]) -> None:
+        """Copy these views too, from the next sync on."""
+        self.views |= frozenset(views)
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether each view that is wanted was copied, so that a sync has little to do."""
+        return self.views <= self._copied
 
     def _in_order(self) -> list[str]:
         return [name for name in VIEWS if name in self.views]
@@ -103,19 +113,23 @@ class Mirror:
                 for name in self._in_order()
                 if VIEWS[name].is_apart and (rows := self._differs(record, name)) is not None
             }
-            if not gone and not changed and not apart:
+            wanted = self._in_order()
+            missing = [name for name in wanted if name not in self._copied and not VIEWS[name].is_apart]
+            if not gone and not changed and not apart and not missing:
                 return False
             with self._transaction() as mirror:
                 for run_id in gone:
-                    _forget(mirror, run_id, self.views)
+                    _forget(mirror, run_id, VIEWS)
                 for run_id in changed:
-                    _forget(mirror, run_id, [name for name in self.views if VIEWS[name].grows_by is None])
-                    for name in self._in_order():
-                        if not VIEWS[name].is_apart:
+                    _forget(mirror, run_id, [name for name in wanted if VIEWS[name].grows_by is None])
+                for run_id in runs:
+                    for name in wanted if run_id in changed else missing:
+                        if not VIEWS[name].is_apart and (name != "v_run" or run_id in changed):
                             _copy(record, mirror, name, run_id, progress)
                 for name, rows in apart.items():
                     mirror.execute(f"delete from {name}").fetchall()
                     _insert(mirror, name, rows.to_reader(), progress)
+            self._copied = frozenset(wanted)
             self.version += 1
             return True
 

@@ -1,5 +1,5 @@
 """
-The process that runs people's SQL, `python -m dashboard.console_worker FILE SECONDS`; console.py starts it and may kill it.
+The process that runs people's SQL, `python -m dashboard.console_worker FILE SECONDS`; console.py starts and ends it.
 
 It has a mirror of its own, of the views that were asked for, and answers one request at a time: a line of JSON in
 (`sql`, `parameters`), a line of JSON out when the mirror is up to date, another one with the answer's shape or the
@@ -151,8 +151,7 @@ def serve(path: Path, seconds: float, requests: BinaryIO, answers: BinaryIO) -> 
         try:
             with mirror.cursor() as cursor:
                 sql, views = permit(cursor, request["sql"])
-            if not views <= mirror.views:
-                mirror = Mirror(path, mirror.views | views)
+            mirror.want(views)
             mirror.sync()
             _say(answers, state="running")
             with limited():

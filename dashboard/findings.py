@@ -154,3 +154,72 @@ def difference(rows: Rows, other: str) -> str:
 
 def _rho(row: Mapping[str, Any]) -> str:
     return f"rho {row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def trust(cells: Rows) -> str:
+    """Say in one sentence what the map of trust shows."""
+    used = [cell for cell in cells if not cell["dead"]]
+    if not used:
+        return _unused(cells)
+    top = max(used, key=lambda cell: cell["trust"])
+    low = min(used, key=lambda cell: cell["trust"])
+    return (
+        f"Trust runs from {low['trust']:.2f} ({_where(low)}) to {top['trust']:.2f} ({_where(top)}, "
+        f"90% interval {top['trust_low']:.2f} to {top['trust_high']:.2f}). {_unused(cells)}"
+    )
+
+
+def load(cells: Rows) -> str:
+    """Say in one sentence what the map of load shows."""
+    used = [cell for cell in cells if cell["load_log2"] is not None]
+    if not used:
+        return _unused(cells)
+    top = max(used, key=lambda cell: cell["load_log2"])
+    over = sum(cell["load_log2"] >= 1 for cell in used)
+    return (
+        f"The busiest expert ({_where(top)}) takes {2 ** top['load_log2']:.1f} times its fair share; "
+        f"{over} of {len(cells)} take at least twice theirs. {_unused(cells)}"
+    )
+
+
+def share(cells: Rows, field: str) -> str:
+    """Say in one sentence what a map of a figure from 0 to 1 shows."""
+    known = [cell for cell in cells if not cell["dead"] and cell[field] is not None]
+    if not known:
+        return f"No {field} is recorded. {_unused(cells)}"
+    top = max(known, key=lambda cell: cell[field])
+    low = min(known, key=lambda cell: cell[field])
+    name = field.capitalize()
+    return f"{name} runs from {low[field]:.2f} ({_where(low)}) to {top[field]:.2f} ({_where(top)}). {_unused(cells)}"
+
+
+def change(cells: Rows) -> str:
+    """Say in one sentence what a map of differences in trust shows."""
+    known = [cell for cell in cells if cell["change"] is not None]
+    if not known:
+        return "The other run has none of these experts."
+    top = max(known, key=lambda cell: abs(cell["change"]))
+    return (
+        f"Trust differs most at {_where(top)}, by {top['change']:+.2f}; "
+        f"it is higher here for {sum(cell['change'] > 0 for cell in known)} of {len(known)} experts."
+    )
+
+
+def cells(rows: Rows, colour: str) -> str:
+    """Say in one sentence what a map of experts shows, by what it is coloured."""
+    if colour == "trust":
+        return trust(rows)
+    if colour == "load":
+        return load(rows)
+    return change(rows) if colour == "difference" else share(rows, colour)
+
+
+def _where(cell: Mapping[str, Any]) -> str:
+    return f"layer {cell['layer']}, expert {cell['expert']}"
+
+
+def _unused(cells: Rows) -> str:
+    dead = sum(bool(cell["dead"]) for cell in cells)
+    if dead == 0:
+        return f"All {len(cells)} experts were used."
+    return f"{dead} of {len(cells)} experts {'was' if dead == 1 else 'were'} never used (crossed out)."

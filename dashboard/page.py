@@ -7,8 +7,10 @@ import streamlit as st
 
 from dashboard import facts, queries, states, words
 from dashboard.connection import Mirror
+from dashboard.contract import HEAVY
 from dashboard.queries import Run
 
+_LAST = "last run"
 REFRESH_S = 4  # a window must be on the page within 5 s
 
 
@@ -22,15 +24,24 @@ def begin(title: str) -> Mirror:
     return mirror
 
 
+def need_expert_windows(mirror: Mirror) -> None:
+    """Have the figures of each expert in each score window copied, if they are not yet."""
+    mirror.want(HEAVY)
+    if not mirror.is_copied:
+        states.sync(mirror)
+
+
 def choose_run(mirror: Mirror, key: str = "run", label: str = "Run") -> Run:
     """Ask for a run; it is in the URL, the newest if it names none or one that is not there."""
     runs = {run.name: run for run in queries.runs(mirror)}
-    newest = next(iter(runs))
+    last = st.session_state.get(_LAST)  # on this page or the one that one comes from
+    otherwise = last if last in runs else next(iter(runs))
     # Not a default: a default stays out of the URL, and a link would follow whichever run is newest.
-    if key not in st.session_state and key not in st.query_params:
-        st.query_params[key] = newest
-    name = st.selectbox(label, list(runs), index=None, placeholder=newest, key=key, bind="query-params", width=320)
-    return runs[name or newest]
+    if key not in st.query_params and not st.session_state.get(key):
+        st.query_params[key] = otherwise
+    name = st.selectbox(label, list(runs), index=None, placeholder=otherwise, key=key, bind="query-params", width=320)
+    st.session_state[_LAST] = name or otherwise
+    return runs[name or otherwise]
 
 
 def choose_other_run(mirror: Mirror, run: Run, label: str, explanation: str | None = None) -> Run | None:
@@ -54,7 +65,8 @@ def choose_component(mirror: Mirror, run: Run) -> str:
     components = sorted(set(queries.layers(mirror, run.run_id, queries.ALL_CONTEXTS)["component"].to_pylist()))
     if len(components) < 2:
         return components[0] if components else "model"
-    return st.selectbox("Component", components, key="component", bind="query-params", width=240) or components[0]
+    chosen: str | None = st.selectbox("Component", components, key="component", bind="query-params", width=240)
+    return chosen or components[0]
 
 
 def follow(

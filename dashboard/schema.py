@@ -28,7 +28,7 @@ class Described(NamedTuple):
 def describe(definitions: Mapping[str, str]) -> list[Described]:
     """Describe the views that queries may name; `definitions` holds their SQL by name.
 
-    >>> text = "CREATE VIEW v_gap AS\\n-- what was not recorded\\nSELECT\\n  reason, -- why\\n  count -- events\\nFROM gap"
+    >>> text = "CREATE VIEW v_gap AS\\n-- what was not recorded\\nSELECT\\n  reason, -- why\\n  count -- events"
     >>> gap = next(view for view in describe({"v_gap": text}) if view.name == "v_gap")
     >>> gap.about, [(column.name, column.about) for column in gap.columns if column.about]
     ('what was not recorded', [('count', 'events'), ('reason', 'why')])

@@ -11,14 +11,14 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dashboard.connection import Mirror, RecordMissingError, RecordNewerError, RecordUnreadableError
 from dashboard.console import Console
-from dashboard.contract import RECORD_VARIABLE
+from dashboard.contract import HEAVY, RECORD_VARIABLE, VIEWS
 
 _MANY = 500_000  # rows of a view; copying fewer takes no time to speak of
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _mirror(path: Path) -> Mirror:
-    return Mirror(path)
+    return Mirror(path, VIEWS.keys() - HEAVY)
 
 
 def open_record() -> Mirror:
@@ -42,7 +42,7 @@ def open_console(mirror: Mirror) -> Console:
 def sync(mirror: Mirror) -> None:
     """Bring the mirror up to date; say how far it is while the first copy of a large record takes its time."""
     with record_required():
-        if mirror.version:
+        if mirror.is_copied:
             mirror.sync()
             return
         place = st.empty()

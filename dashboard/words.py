@@ -199,6 +199,17 @@ def trace(row: Mapping[str, Any]) -> list[Fact]:
     ]
 
 
+def dropped_runs(runs: Sequence[Run]) -> str | None:
+    """Say of how many runs not all events were recorded; None if of none."""
+    partial = [run.recorded_frac for run in runs if run.events_dropped and run.recorded_frac is not None]
+    if not partial:
+        return None
+    return (
+        f"Of {len(partial)} of {len(runs)} runs not all events were recorded: "
+        f"the statistics of the worst rest on {share(min(partial))} of them."
+    )
+
+
 def dropped(run: Run) -> str:
     """Say what dropped events mean for every figure on the page."""
     total = run.events_seen + run.events_dropped
@@ -230,40 +241,3 @@ def size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:,.1f} {unit}"
     return f"{count:,.0f} B"
-
-
-def trust_finding(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Say in one sentence what the map of trust shows."""
-    used = [cell for cell in cells if not cell["dead"]]
-    if not used:
-        return _unused(cells)
-    top = max(used, key=lambda cell: cell["trust"])
-    low = min(used, key=lambda cell: cell["trust"])
-    return (
-        f"Trust runs from {low['trust']:.2f} ({_where(low)}) to {top['trust']:.2f} ({_where(top)}, "
-        f"90% interval {top['trust_low']:.2f} to {top['trust_high']:.2f}). {_unused(cells)}"
-    )
-
-
-def load_finding(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Say in one sentence what the map of load shows."""
-    used = [cell for cell in cells if cell["load_log2"] is not None]
-    if not used:
-        return _unused(cells)
-    top = max(used, key=lambda cell: cell["load_log2"])
-    over = sum(cell["load_log2"] >= 1 for cell in used)
-    return (
-        f"The busiest expert ({_where(top)}) takes {2 ** top['load_log2']:.1f} times its fair share; "
-        f"{over} of {len(cells)} take at least twice theirs. {_unused(cells)}"
-    )
-
-
-def _where(cell: Mapping[str, Any]) -> str:
-    return f"layer {cell['layer']}, expert {cell['expert']}"
-
-
-def _unused(cells: Sequence[Mapping[str, Any]]) -> str:
-    dead = sum(bool(cell["dead"]) for cell in cells)
-    if dead == 0:
-        return f"All {len(cells)} experts were used."
-    return f"{dead} of {len(cells)} experts {'was' if dead == 1 else 'were'} never used (crossed out)."

@@ -31,13 +31,13 @@ def validity(rows: pa.Table, *, title: str, finding: str) -> alt.LayerChart:
     interval = base.mark_rule(strokeWidth=5, opacity=0.45, color=MAIN).encode(x=x, x2=alt.X2("high:Q"))
     point = base.mark_point(filled=True, size=70, color=MAIN).encode(x=alt.X("rho:Q"))
     zero = alt.Chart(pa.table({"zero": [0.0]})).mark_rule(color=GREY, strokeDash=[3, 3]).encode(x="zero:Q")
-    return alt.LayerChart(layer=[zero, interval, point], title=heading(title, finding), height=110 + 26 * len(order))
+    return alt.LayerChart(layer=[zero, interval, point], title=heading(title, finding), height=150 + 26 * len(order))
 
 
 def counted(rows: pa.Table, *, name: str, value: str, unit: str, title: str, finding: str) -> alt.Chart:
     """Draw a count for each of a few named groups, in the order of the rows."""
-    return (
-        alt.Chart(rows, title=heading(title, finding), height=110 + 26 * rows.num_rows)
+    chart: alt.Chart = (
+        alt.Chart(rows, title=heading(title, finding), height=150 + 26 * rows.num_rows)
         .mark_bar(color=MAIN)
         .encode(
             x=alt.X(f"{value}:Q", title=unit, axis=alt.Axis(format="~s")),
@@ -45,12 +45,13 @@ def counted(rows: pa.Table, *, name: str, value: str, unit: str, title: str, fin
             tooltip=[alt.Tooltip(f"{name}:N", title="Group"), alt.Tooltip(f"{value}:Q", title=unit, format=",.4~g")],
         )
     )
+    return chart
 
 
 def five(scores: Mapping[str, Any], *, title: str) -> alt.Chart:
     """Draw the five scores of one moment."""
     table = pa.table({"score": list(DIMENSIONS), "value": [float(scores[name]) for name in DIMENSIONS]})
-    return (
+    chart: alt.Chart = (
         alt.Chart(table, title=alt.TitleParams(title, anchor="start", fontSize=12), height=150)
         .mark_bar()
         .encode(
@@ -60,6 +61,7 @@ def five(scores: Mapping[str, Any], *, title: str) -> alt.Chart:
             tooltip=["score:N", alt.Tooltip("value:Q", format=".3f")],
         )
     )
+    return chart
 
 
 def grouped(
@@ -75,8 +77,8 @@ def grouped(
     table = pa.Table.from_pylist(
         flat, pa.schema([("group", pa.string()), ("figure", pa.string()), ("value", pa.float64())])
     )
-    return (
-        alt.Chart(table, title=heading(title, finding), height=240)
+    chart: alt.Chart = (
+        alt.Chart(table, title=heading(title, finding), height=320)
         .mark_bar()
         .encode(
             x=alt.X("group:N", title=group.replace("_", " "), axis=alt.Axis(labelAngle=0)),
@@ -86,3 +88,4 @@ def grouped(
             tooltip=["group:N", "figure:N", alt.Tooltip("value:Q", format=".3f")],
         )
     )
+    return chart

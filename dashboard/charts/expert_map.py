@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dashboard.charts.furniture import GREY, heading
+from dashboard.charts.furniture import GREY, MAIN, heading
 
 Colour = Literal["trust", "convergence", "load", "residency", "difference"]
 CLICK = "cell"
@@ -14,6 +14,7 @@ CLICK = "cell"
 _SHOWN = {"trust", "load", "load_log2"}  # in every tooltip
 _CROSS = "\N{MULTIPLICATION SIGN}"
 _SVG_CELLS = 2000  # above, one element of the page per cell makes it slow; up to here each cell can be read aloud
+_LEGEND = 54  # pixels that the map's legend takes above it
 _FURNITURE = 150  # pixels that title, legend and axis take from the height
 _MARK = "#ff2d6b"  # in neither colour scale, clear of both backgrounds
 
@@ -60,7 +61,7 @@ def expert_map(cells: pa.Table, *, colour: Colour, title: str, finding: str, mar
     by = _SCALES[colour]
     layers = sorted(set(cells["layer"].to_pylist()))
     experts = sorted(set(cells["expert"].to_pylist()))
-    height = min(34, max(9, 420 // len(layers)))
+    height = _row_height(len(layers))
 
     base = alt.Chart(cells).encode(
         x=alt.X(
@@ -119,26 +120,36 @@ def expert_map(cells: pa.Table, *, colour: Colour, title: str, finding: str, mar
     )
 
 
-def layer_margins(layers: pa.Table, *, title: str, finding: str) -> alt.LayerChart:
-    """Draw how evenly each layer of one component uses its experts, and how many it never uses."""
-    base = alt.Chart(layers).encode(y=alt.Y("layer:O", title="Layer", axis=alt.Axis(ticks=False, domain=False)))
-    evenness = base.mark_bar(height={"band": 0.7}).encode(
-        x=alt.X("entropy_share:Q", title="Entropy of the load, share of the greatest", scale=alt.Scale(domain=[0, 1])),
+def layer_margins(layers: pa.Table) -> alt.LayerChart:
+    """Draw how evenly each layer of one component uses its experts, and how many it never uses, beside the map."""
+    names = layers["layer"].to_pylist()
+    base = alt.Chart(layers).encode(
+        y=alt.Y("layer:O", title=None, scale=alt.Scale(domain=names), axis=alt.Axis(values=_ticks(names), ticks=False))
+    )
+    evenness = base.mark_bar(color=MAIN).encode(
+        x=alt.X("entropy_share:Q", title="Entropy of load, 0 to 1", scale=alt.Scale(domain=[0, 1])),
         tooltip=[
             alt.Tooltip("layer:O", title="Layer"),
-            alt.Tooltip("entropy_share:Q", title="Entropy", format=".3f"),
+            alt.Tooltip("entropy_share:Q", title="Entropy / greatest", format=".3f"),
             alt.Tooltip("dead:Q", title="Never used"),
         ],
     )
     dead = (
-        base.mark_text(align="left", dx=4, color=GREY)
-        .encode(x=alt.X("entropy_share:Q"), text=alt.Text("label:N"), aria=None)
-        .transform_calculate(label="datum.dead > 0 ? datum.dead + ' never used' : ''")
+        base.mark_text(align="right", dx=-3, color="#ffffff", fontSize=11)
+        .transform_filter("datum.dead > 0")
+        .transform_calculate(label="datum.dead + ' dead'")
+        .encode(x=alt.X("entropy_share:Q"), text=alt.Text("label:N"))
     )
-    height = min(34, max(9, 420 // max(layers.num_rows, 1)))
+    height = _row_height(len(names))
     return alt.LayerChart(
-        layer=[evenness, dead], title=heading(title, finding), height=_FURNITURE + height * layers.num_rows
+        layer=[evenness, dead],
+        title=heading("Evenness", "of each layer's use", 8 + _LEGEND),
+        height=_FURNITURE + height * len(names),
     )
+
+
+def _row_height(layers: int) -> int:
+    return min(34, max(9, 420 // max(layers, 1)))
 
 
 def _ticks(values: list[int]) -> list[int]:

@@ -10,13 +10,13 @@ PARTS = ["#0f8a80", "#d97706", "#7c6fd6", "#3b82c4", "#b8577f"]
 """For up to five series of one chart."""
 
 
-def heading(title: str, finding: str) -> alt.TitleParams:
-    """Say what is drawn, and what it shows."""
+def heading(title: str, finding: str, offset: int = 8) -> alt.TitleParams:
+    """Say what is drawn, and what it shows; `offset` is the room below it, in pixels."""
     return alt.TitleParams(
         title,
         subtitle=finding,
         anchor="start",
-        offset=8,
+        offset=offset,
         subtitleFontSize=13,
         subtitlePadding=5,
         subtitleColor=GREY,

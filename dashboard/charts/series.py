@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from dashboard.charts.furniture import MAIN, OTHER, PARTS, heading
 
+_BELOW = alt.Legend(orient="bottom")  # beside, it would take from the width, and panels would not line up
 _LEFT = 64  # pixels for the y axis, so that panels line up
 
 
@@ -53,7 +54,7 @@ def line(
     finding: str,
     band: tuple[str, str] | None = None,
     by: str | None = None,
-    height: int = 170,
+    height: int = 280,
 ) -> alt.LayerChart:
     """Draw a line, in a band from one field to another; `by` names a field that makes several lines."""
     base = alt.Chart(table).encode(x=x.x())
@@ -61,7 +62,9 @@ def line(
     if band is not None:
         low, high = band
         layers.append(base.mark_area(opacity=0.25, color=MAIN).encode(y=alt.Y(f"{low}:Q"), y2=alt.Y2(f"{high}:Q")))
-    colour = alt.value(MAIN) if by is None else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=PARTS))
+    colour = (
+        alt.value(MAIN) if by is None else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=PARTS), legend=_BELOW)
+    )
     point = table.num_rows < 60
     tooltip = [x.tooltip(",d" if x.form == "~s" else None), y.tooltip(".4~f" if y.form == "~s" else None)]
     if by is not None:
@@ -72,22 +75,27 @@ def line(
 
 
 def columns(
-    table: pa.Table, *, x: Axis, y: Axis, title: str, finding: str, by: str | None = None, height: int = 150
+    table: pa.Table, *, x: Axis, y: Axis, title: str, finding: str, by: str | None = None, height: int = 280
 ) -> alt.Chart:
     """Draw thin columns where there is something, stacked by the field `by`."""
-    colour = alt.value(MAIN) if by is None else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=[OTHER, MAIN]))
-    return (
+    colour = (
+        alt.value(MAIN)
+        if by is None
+        else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=[OTHER, MAIN]), legend=_BELOW)
+    )
+    chart: alt.Chart = (
         alt.Chart(table, title=heading(title, finding), height=height)
         .mark_bar(size=max(1.5, min(12, 600 / max(table.num_rows, 1))))
         .encode(x=x.x(), y=y.y(), color=colour, tooltip=[x.tooltip(",d"), y.tooltip()])
     )
+    return chart
 
 
 def strip(table: pa.Table, *, since: Axis, until: str, title: str, finding: str) -> alt.Chart:
     """Draw the stretches that something lasted for as one row of bars."""
     x = since.x()
-    return (
-        alt.Chart(table, title=heading(title, finding), height=90)
+    chart: alt.Chart = (
+        alt.Chart(table, title=heading(title, finding), height=170)
         .mark_bar(height=22, color=MAIN)
         .encode(
             x=x,
@@ -97,6 +105,7 @@ def strip(table: pa.Table, *, since: Axis, until: str, title: str, finding: str)
         )
         .transform_calculate(row="'in memory'")
     )
+    return chart
 
 
 def envelope(
@@ -109,7 +118,7 @@ def envelope(
         y=alt.Y(f"{least}:Q"), y2=alt.Y2(f"{greatest}:Q"), tooltip=tooltip
     )
     curve = base.mark_line(strokeWidth=1.2, color=MAIN).encode(y=last.y(), tooltip=tooltip)
-    return alt.LayerChart(layer=[band, curve], title=heading(title, finding), height=190)
+    return alt.LayerChart(layer=[band, curve], title=heading(title, finding), height=300)
 
 
 def long_form(table: pa.Table, x: str, names: Sequence[str]) -> pa.Table:

@@ -25,7 +25,7 @@ def expert_map_at(mirror: Mirror, run_id: int, window_index: int) -> pa.Table:
 
 
 def expert_difference(mirror: Mirror, run_id: int, other_id: int, context: str) -> pa.Table:
-    """One row per (component, layer, expert) of the run: its trust minus that in the other, null where that has none."""
+    """One row per (component, layer, expert) of the run: its trust minus that in the other, null if it has none."""
     return ask(mirror, "expert_difference", run_id=run_id, other_id=other_id, context=context)
 
 

@@ -1,5 +1,6 @@
 """Expert: one expert over the run, on one axis of tokens, and who goes with it. The map of all is expert_map.py."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,6 +41,7 @@ def render() -> None:
         states.nothing("No expert is chosen.", "Choose a layer and an expert, or click a cell on the expert map.")
         st.page_link("views/expert_map.py", label="Go to the expert map")
         return
+    page.need_expert_windows(mirror)
     page.follow(mirror, run.name, lambda run: _figures(mirror, run, chosen))
 
 
@@ -71,78 +73,55 @@ def _figures(mirror: Mirror, run: Run, chosen: expert_figures.Expert) -> None:
 def _course(history: pa.Table, stays: pa.Table, chosen: expert_figures.Expert) -> None:
     rows = history.to_pylist()
     token = charts.Axis("token", "Tokens observed", (0, rows[-1]["token"]))
-    of_expert = f"of {_name(chosen)}, by score window"
-    draw = {
-        "Trust": (
-            findings.interval(rows),
-            lambda title, finding: charts.line(
-                history,
-                x=token,
-                y=charts.Axis("trust", "Trust and its 90% interval", (0, 1), ".2f"),
-                band=("trust_low", "trust_high"),
-                title=title,
-                finding=finding,
-            ),
-        ),
-        "Parts of trust": (
-            findings.course(rows, "convergence", "Convergence"),
-            lambda title, finding: charts.line(
-                charts.long_form(history, "token", ["convergence", "stability", "efficiency"]),
-                x=token,
-                y=charts.Axis("value", "0 to 1", (0, 1), ".2f"),
-                by="series",
-                title=title,
-                finding=finding,
-            ),
-        ),
-        "Load": (
-            findings.course(rows, "load", "The load", ".2%"),
-            lambda title, finding: charts.line(
-                history,
-                x=token,
-                y=charts.Axis("load", "Share of the layer's picks", None, ".1%"),
-                title=title,
-                finding=finding,
-            ),
-        ),
-        "Residency": (
-            findings.course(rows, "residency", "The share of wants that found it in memory"),
-            lambda title, finding: charts.line(
-                history,
-                x=token,
-                y=charts.Axis("residency", "Found in memory, share", (0, 1), ".2f"),
-                title=title,
-                finding=finding,
-            ),
-        ),
-        "Stays in memory": (
-            findings.residency_strip(stays.to_pylist(), queries.RESIDENCY_STRIP_CAP),
-            lambda title, finding: charts.strip(
-                stays,
-                since=charts.Axis("since_token", "Tokens observed", token.domain),
-                until="until_token",
-                title=title,
-                finding=finding,
-            ),
-        ),
-        "Salience": (
-            findings.course(rows, "peak", "The greatest of its five shares"),
-            lambda title, finding: charts.line(
-                charts.long_form(history, "token", charts.DIMENSIONS),
-                x=token,
-                y=charts.Axis("value", "Its share in the score, 0 to 1", (0, 1), ".2f"),
-                by="series",
-                title=title,
-                finding=finding,
-            ),
-        ),
-    }
-    for name, (finding, chart) in draw.items():
-        if name == "Stays in memory" and not stays.num_rows:
-            st.caption(finding)
-            continue
-        title = f"{name} {of_expert}"
-        st.altair_chart(chart(title, finding), key=f"course {name}", alt=f"{title}. {finding}")
+
+    def lines(
+        name: str, finding: str, y: charts.Axis, *, of: Sequence[str] = (), band: tuple[str, str] | None = None
+    ) -> None:
+        title = f"{name} of {_name(chosen)}, by score window"
+        table = charts.long_form(history, "token", of) if of else history
+        chart = charts.line(table, x=token, y=y, band=band, by="series" if of else None, title=title, finding=finding)
+        st.altair_chart(chart, key=f"course {name}", alt=f"{title}. {finding}")
+
+    lines(
+        "Trust",
+        findings.interval(rows),
+        charts.Axis("trust", "Trust and its 90% interval", (0, 1), ".2f"),
+        band=("trust_low", "trust_high"),
+    )
+    lines(
+        "Parts of trust",
+        findings.course(rows, "convergence", "Convergence"),
+        charts.Axis("value", "0 to 1", (0, 1), ".2f"),
+        of=("convergence", "stability", "efficiency"),
+    )
+    lines(
+        "Load",
+        findings.course(rows, "load", "The load", ".2%"),
+        charts.Axis("load", "Share of the layer's picks", None, ".1%"),
+    )
+    lines(
+        "Residency",
+        findings.course(rows, "residency", "The share of wants that found it in memory"),
+        charts.Axis("residency", "Found in memory, share", (0, 1), ".2f"),
+    )
+    _stays(stays, token, chosen)
+    lines(
+        "Salience",
+        findings.course(rows, "peak", "The greatest of its five shares"),
+        charts.Axis("value", "Share in the score, 0 to 1", (0, 1), ".2f"),
+        of=charts.DIMENSIONS,
+    )
+
+
+def _stays(stays: pa.Table, token: charts.Axis, chosen: expert_figures.Expert) -> None:
+    finding = findings.residency_strip(stays.to_pylist(), queries.RESIDENCY_STRIP_CAP)
+    if not stays.num_rows:
+        st.caption(finding)
+        return
+    title = f"Stays in memory of {_name(chosen)}"
+    since = charts.Axis("since_token", token.title, token.domain)
+    chart = charts.strip(stays, since=since, until="until_token", title=title, finding=finding)
+    st.altair_chart(chart, key="course stays", alt=f"{title}. {finding}")
 
 
 def _name(chosen: expert_figures.Expert) -> str:

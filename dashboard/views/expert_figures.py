@@ -83,6 +83,18 @@ def draw(rows: list[dict[str, Any]], context: str) -> None:
             st.caption("This expert was never used in this context: its trust is the prior's, not evidence.")
 
 
+def link(run: str, chosen: Expert) -> None:
+    """Link to the page of one expert, which shows it over the run."""
+    query = {"run": run, "component": chosen.component, "layer": str(chosen.layer), "expert": str(chosen.expert)}
+    st.page_link(
+        "views/expert.py",
+        label="This expert over the run",
+        icon=":material/timeline:",
+        query_params=query,
+        help="Trust, load and memory over the run, salient moments, and who is picked with it.",
+    )
+
+
 def draw_contexts(rows: list[dict[str, Any]], chosen: Expert) -> None:
     """Draw the figures of each context as a table."""
     st.dataframe(

@@ -1,41 +1,36 @@
-"""The expert map: trust or load of every expert, layer by layer. One expert's figures are in expert_figures.py."""
+"""The expert map: one figure of every expert, layer by layer. One expert's figures are in expert_figures.py."""
 
 from datetime import UTC, datetime
 from functools import partial
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import streamlit as st
 
-from dashboard import charts, facts, queries, states, words
+from dashboard import charts, findings, page, queries, states, words
 from dashboard.connection import Mirror
+from dashboard.queries import Run
 from dashboard.views import expert_figures
 
-REFRESH_S = 5
-_FINDINGS = {"trust": words.trust_finding, "load": words.load_finding}
+_NOW = "now"
+
+
+class _Look(NamedTuple):
+    """What the map shows."""
+
+    context: str
+    colour: charts.Colour
+    other: Run | None  # that the colour `difference` compares with
+    window: int | None  # None: as things stand
 
 
 def render() -> None:
-    """Draw the page. What is looked at is in the URL: run, context, colour, and component, layer, expert."""
-    st.title("Expert map")
-    mirror = states.open_record()
-    with states.record_required():
-        mirror.sync()
-    runs = {run.name: run for run in queries.runs(mirror)}
-    if not runs:
-        states.no_runs(mirror.path)
-
+    """Draw the page. What is looked at is in the URL: run, context, colour, window, and component, layer, expert."""
+    mirror = page.begin("Expert map")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        newest = next(iter(runs))
-        # Not a default: a default stays out of the URL, and a link would follow whichever run is newest.
-        if "run" not in st.session_state and "run" not in st.query_params:
-            st.query_params["run"] = newest
-        name = st.selectbox(
-            "Run", list(runs), index=None, placeholder=newest, key="run", bind="query-params", width=320
-        )
-        name = name or newest
-        contexts = queries.contexts(mirror, runs[name].run_id)
+        run = page.choose_run(mirror)
+        contexts = queries.contexts(mirror, run.run_id)
         context = st.selectbox(
             "Context",
             contexts or [queries.ALL_CONTEXTS],
@@ -46,67 +41,100 @@ def render() -> None:
             help="The corpus label of the texts that the figures rest on.",
         )
         colour = st.segmented_control(
-            "Colour by",
-            get_args(charts.Colour),
-            default="trust",
-            required=True,
-            key="colour",
-            bind="query-params",
+            "Colour by", get_args(charts.Colour), default="trust", required=True, key="colour", bind="query-params"
         )
-    live = runs[name].is_live(datetime.now(UTC))
-    figures = st.fragment(_figures, run_every=REFRESH_S if live else None)
-    figures(mirror, name, context, colour, drawn_for=(live, contexts))
+        other = page.choose_other_run(mirror, run, "Difference to") if colour == "difference" else None
+        window = _choose_window(mirror, run, context, colour)
+    if window is not None or colour == "residency":
+        page.need_expert_windows(mirror)
+    look = _Look(context, colour, other, window)
+    page.follow(
+        mirror,
+        run.name,
+        lambda run: _figures(mirror, run, look),
+        watch=lambda run: queries.contexts(mirror, run.run_id),
+    )
 
 
-def _figures(mirror: Mirror, name: str, context: str, colour: charts.Colour, drawn_for: tuple[bool, list[str]]) -> None:
-    """Everything that changes while a run goes on; `drawn_for` is what the rest of the page was drawn for."""
-    with states.record_required():
-        mirror.sync()
-    now = datetime.now(UTC)
-    run = next((run for run in queries.runs(mirror) if run.name == name), None)
-    if run is None or (run.is_live(now), queries.contexts(mirror, run.run_id)) != drawn_for:
-        st.rerun()
+def _choose_window(mirror: Mirror, run: Run, context: str, colour: charts.Colour) -> int | None:
+    """Ask for a score window; they are known for all contexts together, and for the run itself alone."""
+    indexes = [str(index) for index in queries.windows(mirror, run.run_id)["window_index"].to_pylist()]
+    if len(indexes) < 2 or context != queries.ALL_CONTEXTS or colour == "difference":
+        return None
+    chosen = st.select_slider(
+        "Score window",
+        [*indexes, _NOW],
+        value=_NOW,
+        key="window",
+        bind="query-params",
+        width=320,
+        help="Trust as it stood at the window's end; load, uses and residency in the window alone.",
+    )
+    return None if chosen == _NOW else int(chosen)
 
-    facts.line(words.header(run, now))
-    if run.events_dropped:
-        st.warning(words.dropped(run), icon=":material/warning:")
-    if run.error:
-        st.error("The run ended with this error:", icon=":material/error:")
-        st.code(run.error, language=None)
 
-    cells = queries.expert_map(mirror, run.run_id, context)
-    if not cells.num_rows:
-        states.no_trust(run.is_live(now))
+def _figures(mirror: Mirror, run: Run, look: _Look) -> None:
+    if look.window is None:
+        cells = queries.expert_map(mirror, run.run_id, look.context)
+    else:
+        cells = queries.expert_map_at(mirror, run.run_id, look.window)
+    if not cells.num_rows and look.window is not None:
+        states.nothing("No figures of single experts are recorded for this score window.", "Choose another, or now.")
         return
+    if not cells.num_rows:
+        states.no_trust(run.is_live(datetime.now(UTC)))
+        return
+    if look.colour == "difference":
+        if look.other is None:
+            states.nothing("There is no run to compare with.", "Choose the other run above.")
+            return
+        other = queries.expert_difference(mirror, run.run_id, look.other.run_id, look.context)
+        cells = cells.append_column("change", other["change"])  # both are in the order of the experts
     components = sorted(set(cells["component"].to_pylist()))
     chosen = expert_figures.choose(cells, components, on_change=partial(_release_maps, components))
     rows = queries.expert(mirror, run.run_id, *chosen) if chosen else []
-    expert_figures.draw(rows, context)
+    expert_figures.draw(rows, look.context)
+    if chosen and rows:
+        expert_figures.link(run.name, chosen)
+    layers = queries.layers(mirror, run.run_id, look.context)
     for component in components:
-        _map(cells.filter(pc.equal(cells["component"], component)), component, components, context, colour, chosen)
+        left, right = st.columns([4, 1])
+        with left:
+            _map(cells.filter(pc.equal(cells["component"], component)), component, components, look, chosen)
+        with right:
+            _margins(layers.filter(pc.equal(layers["component"], component)), component)
     if chosen and rows:
         expert_figures.draw_contexts(rows, chosen)
 
 
 def _map(
-    cells: pa.Table,
-    component: str,
-    components: list[str],
-    context: str,
-    colour: charts.Colour,
-    chosen: expert_figures.Expert | None,
+    cells: pa.Table, component: str, components: list[str], look: _Look, chosen: expert_figures.Expert | None
 ) -> None:
-    finding = _FINDINGS[colour](cells.to_pylist())
-    of_context = "all contexts" if context == queries.ALL_CONTEXTS else f"context {context}"
-    title = f"{colour.capitalize()} of each expert: {component}, {of_context}"
+    finding = findings.cells(cells.to_pylist(), look.colour)
+    scope = "all contexts" if look.context == queries.ALL_CONTEXTS else f"context {look.context}"
+    if look.window is not None:
+        scope = f"score window {look.window}"
+    if look.other is not None:
+        scope = f"{scope}, against {look.other.name}"
+    title = f"{look.colour.capitalize()} of each expert: {component}, {scope}"
     marked = charts.Cell(chosen.layer, chosen.expert) if chosen and chosen.component == component else None
     st.altair_chart(
-        charts.expert_map(cells, colour=colour, title=title, finding=finding, marked=marked),
+        charts.expert_map(cells, colour=look.colour, title=title, finding=finding, marked=marked),
         key=_map_key(component),
         on_select=partial(_take_click, component, components),
         selection_mode=charts.CLICK,
         alt=f"{title}. {finding}",
     )
+
+
+def _margins(layers: pa.Table, component: str) -> None:
+    finding = findings.layers(layers.to_pylist())
+    st.altair_chart(
+        charts.layer_margins(layers),
+        key=f"margins {component}",
+        alt=f"Evenness of use and dead experts of each layer: {component}. {finding}",
+    )
+    st.caption(finding)
 
 
 def _take_click(component: str, components: list[str]) -> None:
@@ -126,3 +154,7 @@ def _release_maps(components: list[str]) -> None:
         held = st.session_state.get(_map_key(component))
         if held and held.selection[charts.CLICK]:
             st.session_state[f"releases {component}"] = st.session_state.get(f"releases {component}", 0) + 1
+
+
+if __name__ == "__main__":
+    render()

@@ -28,6 +28,8 @@ def _answer(_console: Console, path: str, version: int, sql: str, parameters: di
 def render() -> None:
     """Draw the page. The question or the query, and its parameters, are in the URL."""
     mirror = page.begin("SQL")
+    if said := words.dropped_runs(queries.runs(mirror)):
+        st.warning(said, icon=":material/warning:")
     named = questions.questions(questions.folder())
     left, right = st.columns([3, 1], gap="large")
     with right:
@@ -44,8 +46,8 @@ def render() -> None:
             args=(named,),
             width=320,
         )
-        if st.session_state.question:
-            st.caption(named[st.session_state.question].title)
+        # Always there, so that what is below it stays in place.
+        st.caption(named[st.session_state.question].title if st.session_state.question else "Your own query.")
         if st.session_state.question and not st.session_state.get("sql") and "sql" not in st.query_params:
             st.session_state.sql = named[st.session_state.question].sql
         sql = st.text_area(

@@ -36,8 +36,9 @@ def _figures(mirror: Mirror, run: Run) -> None:
         )
         return
     st.text(
-        "Each expert was removed in turn from the stock model, and the cost was measured in next-token NLL on texts that "
-        "the run had not scored. A figure that ranks the experts as that cost does has rho 1; one that knows nothing, 0."
+        "Each expert was removed in turn from the stock model, and the cost was measured in next-token NLL on texts "
+        "that the run had not scored. A figure that ranks the experts as that cost does has rho 1; one that knows "
+        "nothing has 0."
     )
     scopes = list(dict.fromkeys(rows["scope"].to_pylist()))
     for pair in (scopes[place : place + 2] for place in range(0, len(scopes), 2)):

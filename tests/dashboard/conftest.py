@@ -16,7 +16,7 @@ TABLES = (
     *("expert_window", "salience", "residency_event", "coactivation", "gap", "validation", "trace_file"),
     *("expert_trust", "expert", "score_window", "sequence", "run"),
 )
-Sql = Callable[[str], list[dict[str, Any]]]
+Sql = Callable[..., list[dict[str, Any]]]
 
 
 def _record(*arguments: str) -> str:
@@ -40,8 +40,8 @@ def record(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sql(record: Path) -> Sql:
-    """Run one statement on the record, as another process."""
-    return lambda statement: json.loads(_record("sql", str(record), statement))
+    """Run statements on the record, as another process."""
+    return lambda *statements: json.loads(_record("sql", str(record), *statements))
 
 
 @pytest.fixture

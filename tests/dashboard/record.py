@@ -1,6 +1,6 @@
 """
 Makes and changes records for the dashboard's tests, as a program of its own: `record.py make FILE`, `record.py sql
-FILE STATEMENT` (prints the rows as JSON). A process must not open one SQLite file through two SQLite libraries, and
+FILE STATEMENT...` (prints the last one's rows as JSON). A process must not open one SQLite file through two SQLite libraries, and
 the tests' process reads records through ADBC.
 """
 
@@ -181,15 +181,15 @@ def _insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> 
     connection.execute(f"insert into {table} ({names}) values ({', '.join('?' * len(row))})", tuple(row.values()))
 
 
-def sql(path: str, statement: str) -> list[dict[str, Any]]:
-    """Run one statement and return its rows."""
+def sql(path: str, *statements: str) -> list[dict[str, Any]]:
+    """Run statements in one transaction and return the rows of the last."""
     with sqlite3.connect(path) as connection:
         connection.row_factory = sqlite3.Row
-        return [dict(row) for row in connection.execute(statement)]
+        return [[dict(row) for row in connection.execute(statement)] for statement in statements][-1]
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(sys.argv[2])
     else:
-        json.dump(sql(sys.argv[2], sys.argv[3]), sys.stdout)
+        json.dump(sql(*sys.argv[2:]), sys.stdout)

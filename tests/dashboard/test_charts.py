@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from dashboard import charts, words
+from dashboard import charts, findings
 
 
 def cells(**changes: dict[int, object]) -> pa.Table:
@@ -21,12 +21,21 @@ def spec(colour: charts.Colour, marked: charts.Cell | None = None) -> dict:
     return charts.expert_map(cells(), colour=colour, title="T", finding="F.", marked=marked).to_dict()
 
 
-@pytest.mark.parametrize(("colour", "field", "domain"), [("trust", "trust", [0, 1]), ("load", "load_log2", [-3, 3])])
+@pytest.mark.parametrize(
+    ("colour", "field", "domain"),
+    [
+        ("trust", "trust", [0, 1]),
+        ("convergence", "convergence", [0, 1]),
+        ("load", "load_log2", [-3, 3]),
+        ("residency", "residency", [0, 1]),
+        ("difference", "change", [-0.5, 0.5]),
+    ],
+)
 def test_the_colour_domain_is_fixed(colour: charts.Colour, field: str, domain: list[int]):
     encoding = spec(colour)["layer"][0]["encoding"]["color"]
     assert (encoding["field"], encoding["scale"]["domain"]) == (field, domain)
     assert encoding["legend"]["title"]
-    assert (encoding["scale"].get("domainMid") == 0) == (colour == "load")
+    assert (encoding["scale"].get("domainMid") == 0) == (colour in ("load", "difference"))
 
 
 def test_unused_experts_are_drawn_apart_and_without_colour():
@@ -49,23 +58,84 @@ def test_the_chosen_cell_is_outlined():
     assert outline["mark"]["fillOpacity"] == 0
 
 
+def test_a_click_is_heard_on_dead_cells_too():
+    alive, dead, _ = spec("trust")["layer"]
+    assert alive["mark"]["cursor"] == dead["mark"]["cursor"] == "pointer"
+
+
+def test_margins_are_as_high_as_the_map_beside_them():
+    layers = pa.table({"layer": [0, 1], "entropy_share": [0.5, 1.0], "dead": [0, 2], "experts": [4, 4]})
+    two = pa.concat_tables([cells(), cells().set_column(0, "layer", pa.array([1] * 4))])
+    drawn = charts.expert_map(two, colour="trust", title="T", finding="F.", marked=None).to_dict()
+    assert charts.layer_margins(layers).to_dict()["height"] == drawn["height"]
+
+
+TOKEN = charts.Axis("token", "Tokens", (0, 10))
+
+
+def test_panels_share_their_axis_and_their_left_margin():
+    rows = pa.table({"token": [5, 10], "a": [0.1, 0.2], "low": [0.0, 0.1], "high": [0.2, 0.3]})
+    one = charts.line(rows, x=TOKEN, y=charts.Axis("a", "A"), band=("low", "high"), title="T", finding="F.").to_dict()
+    other = charts.line(rows, x=TOKEN, y=charts.Axis("low", "B", (0, 1)), title="T", finding="F.").to_dict()
+    for drawn in (one, other):
+        encoding = drawn["layer"][-1]["encoding"]
+        assert encoding["x"]["scale"]["domain"] == [0, 10]
+        assert (encoding["y"]["axis"]["minExtent"], encoding["y"]["axis"]["maxExtent"]) == (64, 64)
+    assert [layer["mark"]["type"] for layer in one["layer"]] == ["area", "line"]
+    assert one["layer"][0]["encoding"]["y2"]["field"] == "high"
+
+
+def test_columns_below_one_another_keep_their_values():
+    rows = pa.table({"token": [5, 10], "a": [0.1, 0.2], "b": [1, 2]})
+    assert charts.long_form(rows, "token", ["a", "b"]).to_pylist() == [
+        {"token": 5, "series": "a", "value": 0.1},
+        {"token": 10, "series": "a", "value": 0.2},
+        {"token": 5, "series": "b", "value": 1.0},
+        {"token": 10, "series": "b", "value": 2.0},
+    ]
+
+
+def test_validity_is_drawn_with_its_interval_from_minus_one_to_one():
+    rows = pa.table({"statistic": ["a"], "rho": [0.5], "low": [0.4], "high": [0.6], "n": [9], "texts": [3]})
+    _, interval, point = charts.validity(rows, title="T", finding="F.").to_dict()["layer"]
+    assert (interval["encoding"]["x"]["field"], interval["encoding"]["x2"]["field"]) == ("low", "high")
+    assert interval["encoding"]["x"]["scale"]["domain"] == [-1, 1]
+    assert point["encoding"]["x"]["field"] == "rho"
+
+
+def test_a_stream_is_drawn_by_its_extremes():
+    rows = pa.table({"part": [1, 2], "least": [0.1, 0.2], "greatest": [0.3, 0.9], "last": [0.2, 0.5]})
+    drawn = charts.envelope(
+        rows,
+        x=charts.Axis("part", "Part"),
+        least="least",
+        greatest="greatest",
+        last=charts.Axis("last", "Salience"),
+        title="T",
+        finding="F.",
+    ).to_dict()
+    band, curve = drawn["layer"]
+    assert (band["encoding"]["y"]["field"], band["encoding"]["y2"]["field"]) == ("least", "greatest")
+    assert curve["encoding"]["y"]["field"] == "last"
+
+
 def test_the_title_says_what_the_chart_shows():
     assert spec("load")["title"] | {"text": "T", "subtitle": "F."} == spec("load")["title"]
 
 
 def test_the_findings_are_computed_from_the_cells():
     rows = cells(dead={3: True}, uses={3: 0}, load_log2={1: 1.0, 2: 2.0, 3: None}).to_pylist()
-    assert words.trust_finding(rows) == (
+    assert findings.trust(rows) == (
         "Trust runs from 0.00 (layer 0, expert 0) to 0.40 (layer 0, expert 2, 90% interval 0.10 to 0.90). "
         "1 of 4 experts was never used (crossed out)."
     )
-    assert words.load_finding(rows) == (
+    assert findings.load(rows) == (
         "The busiest expert (layer 0, expert 2) takes 4.0 times its fair share; 2 of 4 take at least twice theirs. "
         "1 of 4 experts was never used (crossed out)."
     )
 
 
-@pytest.mark.parametrize("finding", [words.trust_finding, words.load_finding])
+@pytest.mark.parametrize("finding", [findings.trust, findings.load])
 def test_a_map_of_unused_experts_says_so(finding):
     rows = cells(dead=dict.fromkeys(range(4), True), load_log2=dict.fromkeys(range(4))).to_pylist()
     assert finding(rows) == "4 of 4 experts were never used (crossed out)."

@@ -68,8 +68,7 @@ def test_changed_trust_is_replaced_and_other_runs_keep_theirs(mirror: Mirror, sq
 
 
 def test_a_run_that_is_gone_is_forgotten(mirror: Mirror, sql: Sql):
-    for table in TABLES:
-        sql(f"delete from {table} where run_id = 1")
+    sql(*(f"delete from {table} where run_id = 1" for table in TABLES))
     assert mirror.sync()
     for view in VIEWS:
         here = [row["run_id"] for row in rows(mirror, f"select distinct run_id from {view}")]
@@ -125,11 +124,19 @@ def test_the_version_grows_with_what_changed_only(mirror: Mirror, sql: Sql):
     assert mirror.version == before + 1
 
 
-def test_a_mirror_of_some_views_copies_no_others(record: Path):
+def test_a_view_is_copied_when_it_is_wanted(record: Path, sql: Sql):
     mirror = Mirror(record, ["v_gap"])
     mirror.sync()
     assert len(rows(mirror, "from v_gap")) == 2
-    assert [row["name"] for row in rows(mirror, "show tables")] == ["v_gap", "v_run"]
+    assert rows(mirror, "from v_expert_window") == []
+    assert mirror.is_copied
+    mirror.want(["v_expert_window"])
+    assert not mirror.is_copied
+    assert mirror.sync()
+    assert mirror.is_copied
+    assert rows(mirror, "select count(*) as n from v_expert_window") == sql("select count(*) as n from v_expert_window")
+    assert len(rows(mirror, "from v_run")) == 2
+    assert not mirror.sync()
 
 
 def test_progress_is_told(record: Path):

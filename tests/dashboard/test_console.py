@@ -124,8 +124,8 @@ REFUSED = {
 }
 
 ENDLESS = {
-    "a recursion without end": "with recursive t as (select 1 as n union all select n + 1 from t) select count(*) from t",
-    "a recursion that doubles": "with recursive t as (select 1 as n union all select n from t, range(2)) select sum(n) from t",
+    "a recursion without end": "with recursive t as (select 1 n union all select n + 1 from t) select count(*) from t",
+    "a recursion that doubles": "with recursive t as (select 1 n union all select n from t, range(2)) from t",
     "a cross join": "select count(*) from range(1000000000) a, range(1000000000) b where a.range * b.range % 7 = 3",
     "a function that cannot be interrupted": "select length(list_sort(range(100000000))::varchar)",
     "a long text": "select length(repeat('x', 1000000000)) from range(100)",

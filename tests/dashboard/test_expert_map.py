@@ -1,40 +1,15 @@
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import json
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import dashboard
-from dashboard.contract import RECORD_VARIABLE
 from tests.dashboard.conftest import Sql
-
-APP = Path(dashboard.__file__).with_name("app.py")
-
-
-def ago(seconds: int) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+from tests.dashboard.pages import ago, charts, open_page, texts, visit
 
 
 @pytest.fixture
-def page(record: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    return page_on(record, monkeypatch)
-
-
-def page_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    monkeypatch.setenv(RECORD_VARIABLE, str(path))
-    return AppTest.from_file(APP, default_timeout=30)
-
-
-def visit(page: AppTest, **query: str) -> AppTest:
-    for key, value in query.items():
-        page.query_params[key] = value
-    page.run()
-    assert not page.exception
-    return page
-
-
-def texts(page: AppTest) -> list[str]:
-    return [text.value for text in page.text]
+def page(record, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    return open_page("expert_map", record, monkeypatch)
 
 
 def test_the_newest_run_is_shown_and_named_in_the_url(page: AppTest):
@@ -52,12 +27,7 @@ def test_the_header_states_the_run(page: AppTest):
 
 @pytest.mark.parametrize(("run", "maps"), [("omni", 2), ("small", 1)])
 def test_each_component_has_a_map(page: AppTest, run: str, maps: int):
-    assert len(visit(page, run=run).get("vega_lite_chart")) == maps
-
-
-def test_dropped_events_are_announced(page: AppTest):
-    (warning,) = visit(page, run="omni").warning
-    assert warning.value == "1,000 of 10,000 events were not recorded: the statistics below rest on 90.0% of them."
+    assert len(charts(visit(page, run=run))) == 2 * maps
 
 
 def test_a_run_without_heartbeat_is_not_called_running(page: AppTest, sql: Sql):
@@ -104,73 +74,62 @@ def test_what_the_next_run_does_not_have_is_let_go(page: AppTest):
 def test_a_link_to_what_does_not_exist_falls_back(page: AppTest, query: dict[str, str]):
     visit(page, **query)
     assert texts(page)[0] == "omni"
-    assert len(page.get("vega_lite_chart")) == 2
+    assert len(charts(page)) == 4
 
 
-def test_names_are_never_read_as_markup(page: AppTest, sql: Sql):
-    name = "<b>x</b> **y** ![z](https://example.org/z.png)"
-    sql(f"update run set name = '{name}' where run_id = 2")
-    sql(f"update expert_trust set context = '{name}' where run_id = 2 and context = 'code'")
-    sql(f"update expert_trust set component = '{name}' where run_id = 2 and component = 'talker'")
-    visit(page, run=name, context=name, component=name, layer="0", expert="0")
-    assert texts(page)[0] == name
-    assert page.dataframe
-    marked_up = [*page.markdown, *page.caption, *page.title, *page.subheader, *page.warning, *page.info]
-    assert not [element.value for element in marked_up if "x</b>" in element.value]
+def titles(page: AppTest) -> list[str]:
+    return [json.loads(chart.proto.spec)["title"]["text"] for chart in charts(page)]
 
 
-def test_an_error_is_shown_as_it_is(page: AppTest, sql: Sql):
-    sql("update run set status = 'error', error = '**disk** full' where run_id = 2")
-    visit(page, run="omni")
-    assert page.code[0].value == "**disk** full"
+def subtitle(page: AppTest) -> str:
+    return json.loads(charts(page)[0].proto.spec)["title"]["subtitle"]
 
 
-def test_without_a_named_record_the_page_says_how_to_start(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(RECORD_VARIABLE, raising=False)
-    page = visit(AppTest.from_file(APP, default_timeout=30))
-    assert "No record was named" in page.warning[0].value
-    assert page.code[0].value == "python -m dashboard --db FILE"
+def test_each_component_has_margins_beside_its_map(page: AppTest, sql: Sql):
+    visit(page, run="small")
+    assert titles(page) == ["Trust of each expert: model, all contexts", "Evenness"]
+    assert any("1 was never used" in caption.value for caption in page.caption)
 
 
-def test_without_a_file_the_page_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = visit(page_on(tmp_path / "none.db", monkeypatch))
-    assert "no record at this path" in page.warning[0].value
-    assert "observer run" in page.warning[0].value
-    assert page.code[0].value == str(tmp_path / "none.db")
+@pytest.mark.parametrize("colour", ["convergence", "load", "residency"])
+def test_the_map_is_coloured_by_what_is_chosen(page: AppTest, colour: str):
+    visit(page, run="small", colour=colour)
+    assert titles(page)[0] == f"{colour.capitalize()} of each expert: model, all contexts"
+    assert "1 of 160 experts was never used" in subtitle(page)
 
 
-@pytest.mark.parametrize("content", [b"no database, but long enough to be read as one" * 40, b""])
-def test_on_another_file_the_page_says_what_a_record_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-):
-    path = tmp_path / "some.db"
-    path.write_bytes(content)
-    page = visit(page_on(path, monkeypatch))
-    assert "not a record" in page.warning[0].value
-    assert str(path) in page.code[0].value
+def test_an_earlier_window_shows_the_trust_of_then(page: AppTest, sql: Sql):
+    visit(page, run="small", window="3")
+    (then,) = sql("select max(trust) as top from v_expert_window where run_id = 1 and window_index = 3 and uses > 0")
+    assert titles(page)[0] == "Trust of each expert: model, score window 3"
+    assert f"to {then['top']:.2f} (" in subtitle(page)
 
 
-def test_a_record_without_runs_says_how_to_start_one(page: AppTest, sql: Sql):
-    for table in ("expert_trust", "expert", "score_window", "sequence", "run"):
-        sql(f"delete from {table}")
+def test_windows_are_offered_where_they_are_known(page: AppTest):
+    visit(page, run="small")
+    assert page.select_slider(key="window").options == [*map(str, range(12)), "now"]
+    page.selectbox(key="context").select("code")
+    assert not visit(page).select_slider
+    page.selectbox(key="context").select("*")
+    page.selectbox(key="run").select("omni")  # it has one window
+    assert not visit(page).select_slider
+
+
+def test_the_difference_to_another_run_is_drawn(page: AppTest, sql: Sql):
+    visit(page, run="small", colour="difference")
+    assert "no run to compare with" in page.info[0].value
+    sql("update expert_trust set component = 'model', trust = 0.0 where run_id = 2 and component = 'talker'")
+    sql("update run set tokens = tokens + 1 where run_id = 2")
+    page.selectbox(key="other").select("omni")
     visit(page)
-    assert "holds no runs yet" in page.warning[0].value
-    assert not page.selectbox
+    assert titles(page)[0] == "Difference of each expert: model, all contexts, against omni"
+    where = "run_id = 1 and context = '*' and layer < 3 and expert < 8"
+    (top,) = sql(f"select max(trust) as trust from v_expert_trust where {where}")
+    assert f"by {top['trust']:+.2f}; it is higher here for 24 of 24 experts" in subtitle(page)
 
 
-@pytest.mark.parametrize(("status", "advice"), [("started", "refreshes by itself"), ("done", "Choose another run")])
-def test_a_run_without_trust_says_whether_to_wait(page: AppTest, sql: Sql, status: str, advice: str):
-    sql("delete from expert_trust where run_id = 2")
-    sql(f"update run set status = '{status}', heartbeat_at = '{ago(0)}' where run_id = 2")
-    visit(page, run="omni")
-    assert advice in page.info[0].value
-    assert texts(page)[0] == "omni"
-    assert not page.get("vega_lite_chart")
-
-
-def test_a_record_that_appears_is_shown_without_a_restart(record: Path, monkeypatch: pytest.MonkeyPatch):
-    elsewhere = record.with_name("later.db")
-    page = visit(page_on(elsewhere, monkeypatch))
-    assert page.warning
-    elsewhere.write_bytes(record.read_bytes())
-    assert texts(visit(page))[0] == "omni"
+def test_a_chosen_expert_links_to_its_page(page: AppTest):
+    visit(page, run="small", layer="2", expert="12")
+    (link,) = page.page_link
+    assert "expert" in link.proto.page
+    assert "layer=2" in link.proto.query_string

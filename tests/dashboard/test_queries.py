@@ -1,3 +1,4 @@
+import re
 from datetime import datetime, timedelta
 from math import log2
 from pathlib import Path
@@ -68,6 +69,136 @@ def test_an_expert_has_a_row_per_context(mirror: Mirror, sql: Sql):
 
 def test_each_question_starts_with_what_it_asks():
     files = sorted(Path(dashboard.__file__).parent.glob("sql/*.sql"))
-    assert [file.stem for file in files] == ["contexts", "expert", "expert_map", "runs"]
+    asked = Path(queries.__file__).parent.glob("*.py")
+    named = re.findall(r'(?:ask|rows)\(\s*mirror,\s*"(\w+)"', "".join(file.read_text() for file in asked))
+    assert sorted({file.stem for file in files}) == sorted(set(named))
     for file in files:
         assert file.read_text(encoding="utf-8").splitlines()[0].endswith("?")
+
+
+def test_the_course_of_a_run_has_a_row_per_window(mirror: Mirror):
+    windows = queries.windows(mirror, 1).to_pylist()
+    assert [row["token"] for row in windows] == [64 * (index + 1) for index in range(12)]
+    assert {(row["nll"], row["hit_rate"]) for row in windows} == {(2.0, 0.75)}
+    assert [row["evictions_per_1000"] for row in windows[:2]] == [0.0, 1000 / 64]
+    assert queries.sparklines(mirror)[1] == [0.75] * 12
+    assert queries.pace(mirror, 1)["tokens_per_s"][0].as_py() == 64e9
+
+
+def test_an_expert_is_followed_from_window_to_window(mirror: Mirror, sql: Sql):
+    history = queries.expert_history(mirror, 1, "model", 2, 12).to_pylist()
+    where = "run_id = 1 and layer = 2 and expert = 12"
+    there = sql(f"select trust, uses from v_expert_window where {where} order by window_index")
+    assert [(row["trust"], row["uses"]) for row in history] == [(row["trust"], row["uses"]) for row in there]
+    assert [row["residency"] for row in history] == [None] + [0.75] * 11
+    assert [round(row["peak"], 3) for row in history[:3]] == [0.5, 0.6, 0.0]
+
+
+def test_the_map_of_a_window_is_of_that_window(mirror: Mirror, sql: Sql):
+    cells = queries.expert_map_at(mirror, 1, 4).to_pylist()
+    there = sql("select * from v_expert_window where run_id = 1 and window_index = 4 order by layer, expert")
+    assert [cell["trust"] for cell in cells] == [row["trust"] for row in there]
+    used = [cell for cell in cells if not cell["dead"]]
+    assert {cell["residency"] for cell in used} == {0.75}
+    now = queries.expert_map(mirror, 1, "*").to_pylist()
+    assert {cell["residency"] for cell in now if not cell["dead"]} == {0.75}
+
+
+def test_layers_tell_evenness_and_dead_experts(mirror: Mirror, sql: Sql):
+    layers = queries.layers(mirror, 1, "*").to_pylist()
+    assert [(row["layer"], row["experts"], row["dead"]) for row in layers] == [
+        *((0, 32, 0), (1, 32, 0), (2, 32, 0), (3, 32, 1), (4, 32, 0)),
+    ]
+    loads = [
+        row["load"] for row in sql("select load from v_expert_trust where run_id = 1 and layer = 0 and context = '*'")
+    ]
+    assert layers[0]["entropy_share"] == pytest.approx(-sum(load * log2(load) for load in loads) / 5)
+
+
+def test_neighbours_come_by_lift_from_both_sides_of_a_pair(mirror: Mirror):
+    found = [
+        (row["where_"], row["layer"], row["expert"], row["lift"])
+        for row in queries.neighbours(mirror, 1, "model", 2, 12)
+    ]
+    assert found == [
+        ("next layer", 3, 7, 6.25),
+        ("same layer", 2, 3, 3.5),
+        ("layer before", 1, 4, 2.0),
+        ("same layer", 2, 20, 0.5),
+    ]
+
+
+def test_stays_in_memory_are_put_on_the_axis_of_tokens(mirror: Mirror):
+    first, second = queries.expert_residency(mirror, 1, "model", 2, 12).to_pylist()
+    assert (first["since"], first["until"], second["since"], second["until"]) == (2, 5, 9, 30)
+    assert (first["since_token"], first["until_token"]) == (128, 6 * 64)  # a pass is 64 tokens; it leaves after pass 5
+
+
+def test_traffic_regret_and_reasons_are_counted(mirror: Mirror):
+    traffic = queries.residency_by_step(mirror, 1).to_pylist()
+    assert sum(row["events"] for row in traffic if row["kind"] == "load") == 12
+    assert sum(row["events"] for row in traffic if row["kind"] == "evict") == 5
+    regret = {row["back_after"]: row["evictions"] for row in queries.regret(mirror, 1).to_pylist()}
+    assert regret == {"1 pass": 1, "2 to 4": 1, "17 to 64": 1, "not again": 2}
+    reasons = {(row["kind"], row["reason"]): row for row in queries.reasons(mirror, 1).to_pylist()}
+    assert {key: row["events"] for key, row in reasons.items()} == {
+        ("load", "demand"): 11,
+        ("load", "prefetch"): 1,
+        ("evict", "capacity"): 5,
+    }
+    assert reasons["load", "demand"]["waited_ms"] == 11.0
+    quarters = queries.trust_of_evicted(mirror, 1)
+    assert [row["quarter"] for row in quarters] == [4, 3, 2, 1]
+    assert sum(row["evictions"] for row in quarters) == 5
+
+
+def test_moments_come_by_salience_with_what_drove_them(mirror: Mirror):
+    top, second = queries.moments(mirror, 1, "model", context="*", driven_by="", most=2)
+    assert (top["text_id"], top["position"], top["salience"]) == ("t1", 32, 0.9)
+    assert (top["nll_before"], top["nll"], top["nll_after"]) == (1.0, 3.0, 4.0)
+    assert top["driven_by"] == "arousal"
+    assert (second["text_id"], second["position"], second["driven_by"]) == ("t2", 32, "reward")
+    code = queries.moments(mirror, 1, "model", context="code", driven_by="", most=20)
+    assert {row["text_id"] for row in code} == {"t0"}
+    driven = queries.moments(mirror, 1, "model", context="*", driven_by="conflict", most=20)
+    assert driven
+    assert {row["driven_by"] for row in driven} == {"conflict"}
+
+
+def test_what_follows_salient_windows_is_averaged(mirror: Mirror):
+    quarters = queries.after(mirror, 1, "model")
+    assert [(row["quarter"], row["windows"]) for row in quarters] == [(4, 3), (3, 3), (2, 3), (1, 3)]
+    assert quarters[0]["nll_after"] == pytest.approx((4.0 + 3.5 + 2.0) / 3)  # after .9, .7 and .6
+
+
+def test_the_stream_keeps_the_peaks(mirror: Mirror):
+    stream = queries.salience_stream(mirror, 1, "model").to_pylist()
+    assert len(stream) == 12
+    assert max(row["greatest"] for row in stream) == 0.9
+
+
+def test_gaps_trace_and_validation_are_as_recorded(mirror: Mirror):
+    assert [(row["reason"], row["count"]) for row in queries.gaps(mirror, 2)] == [
+        ("queue full", 900),
+        ("not finite", 100),
+    ]
+    assert queries.gaps(mirror, 1) == queries.trace(mirror, 2) == []
+    (trace,) = queries.trace(mirror, 1)
+    assert trace == {"files": 2, "rows": 1280, "bytes": 18000.0, "first_step": 0, "last_step": 11}
+    scopes = list(dict.fromkeys(queries.validation(mirror, 1)["scope"].to_pylist()))
+    assert scopes == ["global", "within layer", "code"]
+    assert queries.validation(mirror, 1).to_pylist()[0]["statistic"] == "impact_mean"
+
+
+def test_the_difference_of_two_runs_is_over_their_common_experts(mirror: Mirror, sql: Sql):
+    assert queries.difference(mirror, 1, 2) == []
+    sql("update expert_trust set component = 'model', trust = 0.0 where run_id = 2 and component = 'talker'")
+    sql("update run set tokens = tokens + 1 where run_id = 2")
+    mirror.sync()
+    rows = queries.difference(mirror, 1, 2)
+    assert len(rows) == 20
+    assert rows[0]["pairs"] == 24
+    assert [row["change"] for row in rows] == sorted((row["this"] for row in rows), reverse=True)
+    changes = queries.expert_difference(mirror, 1, 2, "*").to_pylist()
+    assert len(changes) == 160
+    assert sum(row["change"] is not None for row in changes) == 24

@@ -87,7 +87,7 @@ def test_a_refused_query_says_why(page: AppTest):
 
 def test_a_cut_answer_says_so(page: AppTest):
     visit(page, sql="from range(10001)")
-    assert "10,000" in page.warning[0].value
+    assert "10,000" in page.columns[0].warning[0].value
     assert len(result(page)) == 10_000
 
 
