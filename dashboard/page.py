@@ -10,13 +10,15 @@ from dashboard.connection import Mirror
 from dashboard.contract import HEAVY
 from dashboard.queries import Run
 
-_LAST = "last run"
+_LAST, _PAGE, _IS_NEW = "last run", "page", "page is new"
 REFRESH_S = 4  # a window must be on the page within 5 s
 
 
 def begin(title: str) -> Mirror:
     """Draw the title and bring the mirror up to date; stop the page where there is no record or no run in it."""
     st.title(title)
+    st.session_state[_IS_NEW] = st.session_state.get(_PAGE) != title
+    st.session_state[_PAGE] = title
     mirror = states.open_record()
     states.sync(mirror)
     if not queries.runs(mirror):
@@ -27,8 +29,7 @@ def begin(title: str) -> Mirror:
 def need_expert_windows(mirror: Mirror) -> None:
     """Have the figures of each expert in each score window copied, if they are not yet."""
     mirror.want(HEAVY)
-    if not mirror.is_copied:
-        states.sync(mirror)
+    states.sync(mirror)
 
 
 def choose_run(mirror: Mirror, key: str = "run", label: str = "Run") -> Run:
@@ -37,7 +38,8 @@ def choose_run(mirror: Mirror, key: str = "run", label: str = "Run") -> Run:
     last = st.session_state.get(_LAST)  # on this page or the one that one comes from
     otherwise = last if last in runs else next(iter(runs))
     # Not a default: a default stays out of the URL, and a link would follow whichever run is newest.
-    if key not in st.query_params and not st.session_state.get(key):
+    # (On a new page the state still holds what the box of the page before had, and the address does not.)
+    if key not in st.query_params and (st.session_state[_IS_NEW] or not st.session_state.get(key)):
         st.query_params[key] = otherwise
     name = st.selectbox(label, list(runs), index=None, placeholder=otherwise, key=key, bind="query-params", width=320)
     st.session_state[_LAST] = name or otherwise

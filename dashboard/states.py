@@ -41,11 +41,8 @@ def open_console(mirror: Mirror) -> Console:
 
 def sync(mirror: Mirror) -> None:
     """Bring the mirror up to date; say how far it is while the first copy of a large record takes its time."""
+    place = st.empty()  # always there, so that what is below it stays in place
     with record_required():
-        if mirror.is_copied:
-            mirror.sync()
-            return
-        place = st.empty()
         mirror.sync(progress=lambda view, rows: _say_progress(place, view, rows))
         place.empty()
 

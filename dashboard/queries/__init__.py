@@ -10,6 +10,7 @@ from dashboard.queries.experts import (
     expert_map_at,
     layers,
     neighbours,
+    residency,
 )
 from dashboard.queries.quality import gaps, pace, trace, validation
 from dashboard.queries.residency import (
@@ -43,6 +44,7 @@ __all__ = [
     "pace",
     "reasons",
     "regret",
+    "residency",
     "residency_by_step",
     "runs",
     "salience_stream",

@@ -19,6 +19,11 @@ def expert_map(mirror: Mirror, run_id: int, context: str) -> pa.Table:
     return ask(mirror, "expert_map", run_id=run_id, context=context)
 
 
+def residency(mirror: Mirror, run_id: int) -> pa.Table:
+    """One row per (component, layer, expert): the share of the passes that wanted it and found it in memory."""
+    return ask(mirror, "residency", run_id=run_id)
+
+
 def expert_map_at(mirror: Mirror, run_id: int, window_index: int) -> pa.Table:
     """The same columns for one score window, all contexts together: trust at its end, load and uses in it."""
     return ask(mirror, "expert_map_at", run_id=run_id, window_index=window_index)

@@ -1,7 +1,7 @@
 """
 Makes and changes records for the dashboard's tests, as a program of its own: `record.py make FILE`, `record.py sql
-FILE STATEMENT...` (prints the last one's rows as JSON). A process must not open one SQLite file through two SQLite libraries, and
-the tests' process reads records through ADBC.
+FILE STATEMENT...` (prints the last one's rows as JSON). A process must not open one SQLite file through two SQLite
+libraries, and the tests' process reads records through ADBC.
 """
 
 import json

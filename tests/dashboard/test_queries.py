@@ -100,8 +100,9 @@ def test_the_map_of_a_window_is_of_that_window(mirror: Mirror, sql: Sql):
     assert [cell["trust"] for cell in cells] == [row["trust"] for row in there]
     used = [cell for cell in cells if not cell["dead"]]
     assert {cell["residency"] for cell in used} == {0.75}
-    now = queries.expert_map(mirror, 1, "*").to_pylist()
-    assert {cell["residency"] for cell in now if not cell["dead"]} == {0.75}
+    over_all = queries.residency(mirror, 1).to_pylist()
+    assert [(row["layer"], row["expert"]) for row in over_all] == [(c["layer"], c["expert"]) for c in cells]
+    assert [row["residency"] for row in over_all] == [None if cell["dead"] else 0.75 for cell in cells]
 
 
 def test_layers_tell_evenness_and_dead_experts(mirror: Mirror, sql: Sql):

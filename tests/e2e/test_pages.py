@@ -89,14 +89,14 @@ def test_a_query_is_run_and_kept_in_the_url(address: str, page: Page):
     page.goto(f"{address}/sql")
     page.get_by_role("combobox", name="Question").click()
     page.get_by_role("option", name="trust", exact=True).click()
-    expect(page.get_by_text("rows", exact=False).filter(has_text="rows").last).to_be_visible()
+    expect(page.get_by_text("480 rows", exact=True)).to_be_visible()  # of the newest run: 120 experts, 4 contexts
     area = page.get_by_role("textbox", name="SQL, in DuckDB's dialect")
     area.fill("select name, tokens from v_run order by name")
     area.press("Control+Enter")
     expect(page.get_by_text("2 rows", exact=True)).to_be_visible()
     page.wait_for_url(lambda url: "from+v_run" in url or "from%20v_run" in url)
     with page.expect_download() as download:
-        page.get_by_role("button", name="CSV").click()
+        page.get_by_role("button", name="CSV", exact=True).click()
     assert download.value.path().read_text() == '"name","tokens"\n"omni",4096\n"small",123456\n'
     area.fill("select * from read_text('/etc/hostname')")
     area.press("Control+Enter")
@@ -112,7 +112,7 @@ def test_two_users_look_at_different_things(address: str, browser: Browser):
         expect(chart(other, "Load of each expert: talker")).to_be_visible()
         one.get_by_role("link", name="Validation").click()
         expect(chart(one, "What foretells the cost of removal: global")).to_be_visible()
-        assert query(one)["run"] == "small"
+        one.wait_for_url(lambda url: "run=small" in url)
         assert query(other)["colour"] == "load"
 
 
