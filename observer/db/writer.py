@@ -22,8 +22,9 @@ from sqlalchemy.exc import DBAPIError
 
 from observer.db import tables
 from observer.db.session import explain
-from observer.db.windows import MOST_WINDOWS, make_room
+from observer.db.windows import make_room
 from observer.errors import DatabaseError, RunNameTaken
+from observer.observation import MOST_WINDOWS
 from observer.rows import CoactivationRows, ExpertWindowRows, SalienceRows, ValidationRow
 from observer.state import Arrays, pack, unpack
 from observer.totals import ScoreTable, Snapshot, TextSeen, Totals, Window

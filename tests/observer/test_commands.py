@@ -47,7 +47,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[JobConfig]:
 
     def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
         seen.append(config)
-        return JobResult("x", "done", 0)
+        return JobResult("x", "done", 1, 0)
 
     monkeypatch.setattr(job, "run_job", run_job)
     return seen
@@ -91,15 +91,15 @@ def test_json_is_an_object_a_line_and_failures_are_one_too(tmp_path: Path) -> No
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.exit_code == 0 and [line["event"] for line in lines] == ["launch", "progress", "done"]
     assert lines[0]["run"] == "it" and lines[0]["config"]["limit"] == 2 and not lines[0]["goes_on"]
-    assert lines[1]["texts"] == 2 and lines[1]["tokens"] == 32
-    assert lines[2] == {"event": "done", "run": "it", "status": "done", "events_dropped": 0}
+    assert lines[1]["texts"] == lines[1]["texts_planned"] == 2
+    assert lines[2] == {"event": "done", "run": "it", "status": "done", "tokens": 32, "dropped": 0}
     failed = observer(*arguments, "--batch", 3)
     error = json.loads(failed.stdout)["error"]
     assert failed.exit_code == 1 and error["kind"] == "RunDiffers" and "batch was 8 and is 3 now" in error["message"]
 
 
 def test_done_with_events_that_were_lost_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "run_job", lambda config, progress: JobResult("x", "done", 5))
+    monkeypatch.setattr(job, "run_job", lambda config, progress: JobResult("x", "done", 1, 5))
     assert observer("run", "--json").exit_code == 3
 
 
