@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from segmoe.errors import ConfigError
 from segmoe.events import ExpertEvicted, ExpertKey
 from segmoe.manifest import ExpertParameter, Piece, Segment
 from segmoe.policies import DEFAULT_POLICY, POLICIES, Policy, Victim, make_policy, make_rule
+from segmoe.slots import Slots
 
 KEYS = [ExpertKey("model", layer, expert) for layer in range(3) for expert in range(4)]
 TRUST = {key: 0.05 + 0.9 * (7 * number % 12) / 12 for number, key in enumerate(KEYS) if number % 5}
@@ -176,20 +178,23 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> dict[ExpertKey, Segmen
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=25, deadline=None)
-@given(passes=passes, budget=st.integers(1, 11), in_bytes=st.booleans())
-def test_a_cache_stays_whole_and_within_its_budget(segments, name, passes, budget, in_bytes) -> None:
+@given(passes=passes, budget=st.integers(1, 11), in_bytes=st.booleans(), threads=st.integers(0, 2))
+def test_a_cache_stays_whole_and_within_its_budget(segments, name, passes, budget, in_bytes, threads) -> None:
     events: list = []
     limit = {"capacity_bytes": 16 * budget} if in_bytes else {"capacity_experts": budget}
-    cache = ExpertCache(segments, build(name), **limit, emit=events.append)
+    cache = ExpertCache(segments, build(name), **limit, slots=Slots(threads=threads), emit=events.append)
     for step, (tokens, experts) in enumerate(passes):
         cache.begin(step, tokens)
-        for expert in experts:
-            assert (cache.get(KEYS[expert])["w"] == expert).all()
-            cache.check_integrity()
-            resident = [key for key in KEYS if key in cache]
-            assert len(resident) <= budget or in_bytes
-            assert sum(segments[key].nbytes for key in resident) <= 16 * budget
-    evictions = [event for event in events if isinstance(event, ExpertEvicted)]
+        for _, group in groupby(sorted(set(experts)), lambda expert: KEYS[expert].layer):
+            layer = list(group)
+            cache.expect([KEYS[expert] for expert in layer])
+            for expert in layer:
+                assert (cache.get(KEYS[expert])["w"] == expert).all()
+                cache.check_integrity()
+                resident = [key for key in KEYS if key in cache]
+                assert len(resident) <= budget or in_bytes
+                assert sum(segments[key].nbytes for key in resident) <= 16 * budget
+    evictions = [event for event in events if isinstance(event, ExpertEvicted) and event.reason == "capacity"]
     assert all((event.trust is None) != make_rule(name).uses_trust for event in evictions)
     cache.close()
 
