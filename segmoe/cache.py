@@ -125,6 +125,19 @@ class ExpertCache:
         if not self._pins[key]:
             del self._pins[key]
 
+    def admit(self, key: ExpertKey, last_step: int) -> None:
+        """Put an expert into memory that was there in an earlier process; neither told nor asked of the policy."""
+        segment = self._segments[key]
+        if key in self._resident or self._is_full(segment.nbytes):
+            raise ConfigError(f"{key} was in memory and does not fit now; give the budget that was given then")
+        slot = self._slots.start(segment)
+        self._slots.finish(slot)
+        slot.last_step = last_step
+        self._resident[key] = slot
+        self._used_bytes += segment.nbytes
+        self.counters.misses += 1
+        self.counters.loads += 1
+
     def close(self) -> None:
         """Forget all experts and close the shards."""
         self._settle()
