@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import NamedTuple, Protocol
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from numpy.typing import NDArray
 
 from segmoe.events import ExpertKey
 
@@ -34,3 +36,9 @@ class Policy(Protocol):
 
     def victim(self, pinned: Container[ExpertKey], coming: ExpertKey | None = None) -> Victim | None:
         """The resident expert to evict for the one that is coming, or None if all are pinned. Changes nothing."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that later decisions depend on, but trust, which the policy is built with."""
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from a state; the policy has seen nothing yet."""

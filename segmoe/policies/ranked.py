@@ -6,10 +6,14 @@ import math
 import statistics
 from collections.abc import Container, Mapping
 from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segmoe.events import ExpertKey
 from segmoe.policies.base import Victim
-from segmoe.policies.ranking import NOBODY, Table, fullest, leave, look, use
+from segmoe.policies.ranking import NOBODY, Table, enter, fullest, leave, look, use
 from segmoe.policies.rules import Rule, score, weight
 
 
@@ -69,6 +73,31 @@ class Ranked:
                 return found
             tried[group] = True
         return None
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What is known of each expert, and the clocks. The heap is not in it: ranks and turns alone decide."""
+        table = self._table
+        return {
+            "component": np.array([key.component for key in self._keys], dtype=np.str_),
+            "place": np.array([(key.layer, key.expert) for key in self._keys], dtype=np.int64).reshape(-1, 2),
+            "rank": np.array(table.rank),
+            "turn": np.array(table.turn, dtype=np.int64),
+            "step": np.array(table.step, dtype=np.int64),
+            "resident": np.array(table.place, dtype=np.int64) != NOBODY,
+            "clocks": np.array([self._step, self._tokens, *table.counts]),
+            "floor": np.array(table.floor),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take the experts up again under the same numbers."""
+        table = self._table
+        for component, (layer, expert) in zip(state["component"].tolist(), state["place"].tolist(), strict=True):
+            self._admit(ExpertKey(component, layer, expert))
+        table.rank[:], table.turn[:], table.step[:] = (state[name].tolist() for name in ("rank", "turn", "step"))
+        for number in np.flatnonzero(state["resident"]).tolist():
+            enter(table, number)
+        self._step, self._tokens, *table.counts[:] = state["clocks"].tolist()
+        table.floor[:] = state["floor"].tolist()
 
     def _lowest(self, group: int, pinned: Container[ExpertKey]) -> Victim | None:
         """The lowest that is not pinned and the one after it, searched from the top of the heap.

@@ -43,7 +43,7 @@ class Run:
         self.history: list[Use] = []
         self.loaded_at: dict[ExpertKey, int] = {}  # index into the history
         self.victims: list[Victim] = []
-        self.clock = 0
+        self.step, self.clock = -1, 0
 
     def __call__(
         self,
@@ -52,7 +52,8 @@ class Run:
         pinned: Container[ExpertKey] = (),
         check: Callable[[Run, Victim, ExpertKey], None] = lambda run, victim, coming: None,
     ) -> Run:
-        for step, (tokens, experts) in enumerate(passes):
+        for tokens, experts in passes:
+            step = self.step = self.step + 1
             self.clock += tokens
             self.policy.begin(step, tokens)
             for expert in experts:
@@ -121,8 +122,7 @@ def test_the_one_that_leaves_is_the_one_that_its_definition_names(name, per_laye
             layer = coming.layer if coming.layer in layers else victim.key.layer
             assert layer in layers
             free = [key for key in free if key.layer == layer]
-        step = run.policy._step  # the references judge as of the pass under way
-        scores = {key: reference(run, key, step) for key in free}
+        scores = {key: reference(run, key, run.step) for key in free}
         assert scores[victim.key] == pytest.approx(min(scores.values()), rel=1e-9, abs=1e-30)
         tied = [key for key in free if scores[key] == scores[victim.key]]
         assert run.last(victim.key) == min(run.last(key) for key in tied)
@@ -146,6 +146,20 @@ def test_same_history_same_decisions_and_asking_changes_none(name, passes, capac
         assert run.policy.victim((), coming) == victim
 
     assert Run(build(name), capacity)(passes).victims == Run(build(name), capacity)(passes, check=ask).victims
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30, deadline=None)
+@given(first=passes, second=passes, capacity=st.integers(1, 11))
+def test_a_policy_goes_on_from_its_state(name, first, second, capacity) -> None:
+    run = Run(build(name), capacity)(first)
+    restored = build(name)
+    restored.restore(run.policy.state())
+    before = len(run.victims)
+    other = Run(restored, capacity)
+    other.resident, other.history = list(run.resident), list(run.history)
+    other.step, other.clock = run.step, run.clock
+    assert other(second).victims == run(second).victims[before:]
 
 
 @pytest.mark.parametrize("name", NAMES)
