@@ -169,7 +169,7 @@ def _run(
                 if victim != NOBODY:
                     scores[evictions] = score(rule, table.rank[victim], step, now, table.floor[0])
                 else:
-                    scores[evictions] = math.nan
+                    scores[evictions] = 0.0
                     for later in range(at + 1, end):  # the one that is needed last
                         if table.place[expert[later]] != NOBODY:
                             victim = expert[later]
