@@ -79,7 +79,6 @@ def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
             verdict = _verify(job, progress)
             return _run(job, engine, None, verdict, progress)
         with locked(config.db, earlier["run_id"], job.name):
-            progress.say(f"going on with run {job.name} after {earlier['sequences']:,} texts")
             return _run(job, engine, earlier["run_id"], {}, progress)
     finally:
         engine.dispose()
@@ -157,6 +156,7 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
     )
     sink = _Later()
     model = segmoe.load(config.model, sink=sink, capture="contribution", **job.budget)
+    progress.launch(job.name, job.resolved, goes_on=run_id is not None)
     with contextlib.ExitStack() as stack:
         state = None
         if run_id is None:
