@@ -5,12 +5,16 @@ from pathlib import Path
 
 from observer.collect import Collector
 from observer.db import RunStart, Writer, open_db
-from observer.db.writer import TextLabels
+from observer.db.windows import MOST_WINDOWS
+from observer.db.writer import TextLabels, write_validation
 from observer.observation import Observation
+from observer.rows import ValidationRow
 from observer.totals import Snapshot
+from tests.observer.details import with_details
 from tests.observer.streams import CONTEXTS, EXPERT_BYTES, batches
 
 WINDOW_TOKENS = 150
+VALIDATED = dict(statistic="trust", scope="global", rho=0.5, low=0.25, high=0.75, n=12, texts=24, definition_version=1)
 
 
 def start_of(name: str, texts: int) -> RunStart:
@@ -32,16 +36,24 @@ def start_of(name: str, texts: int) -> RunStart:
     )
 
 
-def write_run(db: Path, name: str = "one", count: int = 6, *, tell: bool = False, finish: bool = True) -> None:
+def write_run(
+    db: Path,
+    name: str = "one",
+    count: int = 6,
+    *,
+    tell: bool = False,
+    finish: bool = True,
+    most_windows: int = MOST_WINDOWS,
+) -> None:
     """Observe a synthetic run into a record."""
     engine = open_db(db)
     run = batches(1, count)
     labels = [TextLabels(f"text{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
-    writer = Writer(engine, labels)
+    writer = Writer(engine, labels, most_windows=most_windows)
     observation = Observation(EXPERT_BYTES, CONTEXTS, window_tokens=WINDOW_TOKENS)
 
     def record(snapshot: Snapshot) -> None:
-        writer.record(snapshot)
+        writer.record(with_details(snapshot))
         if tell:
             print("recorded", flush=True)
 
@@ -54,6 +66,7 @@ def write_run(db: Path, name: str = "one", count: int = 6, *, tell: bool = False
     collector.close()
     if finish:
         writer.finish("done")
+        write_validation(engine, writer.run_id, [ValidationRow(**VALIDATED)])
     engine.dispose()
 
 
