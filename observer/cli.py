@@ -12,6 +12,7 @@ import click
 from observer import config_file
 from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
 from observer.commands.db import db
+from observer.commands.replay import plan, replay
 from observer.commands.runs import runs
 from observer.commands.trace import trace
 from observer.residency import EVENTS_CAP
@@ -144,6 +145,8 @@ def validate(db: Path, run: str | None, texts: Path, limit: int | None) -> None:
 main.add_command(runs)
 main.add_command(db)
 main.add_command(trace)
+main.add_command(replay)
+main.add_command(plan)
 
 
 def _report(db: Path, run: str | None) -> None:
