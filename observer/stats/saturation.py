@@ -19,7 +19,8 @@ def load_saturation(uses: Array) -> Array:
     """
     so_far = uses.cumsum(axis=0)
     load = ratio(so_far, so_far.sum(axis=2, keepdims=True))
-    return np.minimum(load, load[-1:]).sum(axis=2)
+    agreement: Array = np.minimum(load, load[-1:]).sum(axis=2)
+    return agreement
 
 
 def router_saturation(earlier: Index, later: Index) -> float:
