@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 import click
 
@@ -158,6 +158,44 @@ def upgrade(db: Path) -> None:
 
     open_db(db, create=False).dispose()
     click.echo(f"{db} is up to date")
+
+
+@db.command()
+@click.option("--db", type=click.Path(path_type=Path), help="A record; without it what this version would make.")
+@click.option("--markdown", is_flag=True, help="As tables for a document.")
+@expected_failures
+def schema(db: Path | None, markdown: bool) -> None:
+    """Print the views that readers rely on, with the meaning of each column."""
+    from observer.db.schema import markdown as as_markdown
+    from observer.db.schema import print_views, views_of
+
+    views = views_of(db)
+    if markdown:
+        click.echo(as_markdown(views))
+    else:
+        print_views(views)
+
+
+@main.group()
+def trace() -> None:
+    """Use the raw route trace that a run keeps with --trace."""
+
+
+@trace.command("export")
+@db_option
+@click.option("--run", help="Name of the run.  [default: the last one with a trace]")
+@click.option("--out", type=click.File("w", encoding="utf-8"), default="-", help="The CSV file.  [default: stdout]")
+@expected_failures
+def export_trace(db: Path, run: str | None, out: TextIO) -> None:
+    """Write a run's route trace as the CSV that route-trace tools read, a line a pick."""
+    from observer.db.session import open_db
+    from observer.trace_read import open_trace, write_csv
+
+    engine = open_db(db, create=False)
+    try:
+        write_csv(open_trace(engine, run), out)
+    finally:
+        engine.dispose()
 
 
 def _report(db: Path, run: str | None) -> None:

@@ -8,14 +8,23 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from observer.errors import CollectorError
+from observer.gaps import Gaps
 from observer.observation import Observation, TextRef
+from observer.rows import TraceFile
+from observer.state import Arrays, below, counts_of, of_counts, under
 from observer.totals import Snapshot, Totals
 from segmoe.events import Event
+
+if TYPE_CHECKING:
+    from observer.trace import TraceWriter
 
 QUEUE_EVENTS = 256
 """A Routed event of 2,048 tokens with 8 picks holds about half a megabyte."""
@@ -26,12 +35,14 @@ logger = logging.getLogger(__name__)
 class _Begin(NamedTuple):
     texts: tuple[TextRef, ...]
     evidence: bool
+    place: Arrays | None
 
 
 class _Flush(NamedTuple):
     done: threading.Event
     record: bool
     final: bool
+    place: Arrays | None = None
 
 
 _Item: TypeAlias = Event | _Begin | _Flush
@@ -42,6 +53,9 @@ class Collector:
 
     Lossless, `emit` waits while the queue is full; otherwise it drops the event and counts it. What the observation or
     `record` raise stops both for good: later events count as dropped, `failure` tells why, the model never notices.
+
+    Whoever wants to go on after a crash tells at `begin`, `flush` and `close` its own place between two batches. Then
+    snapshots are taken only there, each with the state to go on from: whole batches are recorded, or nothing of them.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class Collector:
         observation: Observation,
         record: Callable[[Snapshot], None] | None = None,
         *,
+        trace: TraceWriter | None = None,
         lossless: bool = True,
         queue_events: int = QUEUE_EVENTS,
     ) -> None:
@@ -56,9 +71,13 @@ class Collector:
         self.failure: BaseException | None = None
         self.events_seen_total = 0
         self._record = record
+        self._trace = trace
         self._lossless = lossless
         self._queue: queue.Queue[_Item | None] = queue.Queue(queue_events)
         self._drops: dict[str, int] = {}
+        self._gaps = Gaps()
+        self._place: Arrays | None = None
+        self._abandoned = False
         self._drops_lock = threading.Lock()  # both the model's thread and the consumer count drops
         self._closed = False
         self._thread = threading.Thread(target=self._consume, name="observer", daemon=True)
@@ -83,30 +102,35 @@ class Collector:
     def emit(self, event: Event, /) -> None:
         """Queue the event; after `close`, drop it."""
         if self._closed:
-            self._drop("closed")
+            self._drop("closed", event.step)
         elif self._lossless:
             self._queue.put(event)
         else:
             try:
                 self._queue.put_nowait(event)
             except queue.Full:
-                self._drop("queue full")
+                self._drop("queue full", event.step)
 
-    def begin(self, texts: Sequence[TextRef], evidence: bool) -> None:
+    def begin(self, texts: Sequence[TextRef], evidence: bool, place: Arrays | None = None) -> None:
         """Announce the batch of the events that follow: row r is texts[r]; never dropped, so this may wait.
 
         Without evidence (generated text) the events count for residency and score windows only.
         """
-        self._queue.put(_Begin(tuple(texts), evidence))
+        self._queue.put(_Begin(tuple(texts), evidence, place))
 
-    def flush(self, *, record: bool = False) -> None:
+    def flush(self, *, record: bool = False, place: Arrays | None = None) -> None:
         """Wait until everything queued is consumed; then record how things stand, if asked for."""
-        self._wait(_Flush(threading.Event(), record, final=False))
+        self._wait(_Flush(threading.Event(), record, final=False, place=place))
 
-    def close(self) -> None:
+    def abandon(self) -> None:
+        """End the thread and record nothing more: what is queued is no whole batch."""
+        self._abandoned = True
+        self.close()
+
+    def close(self, place: Arrays | None = None) -> None:
         """Complete what is open, record the last snapshot, end the thread; raise what stopped the observing."""
         if not self._closed:
-            self._wait(_Flush(threading.Event(), record=True, final=True))
+            self._wait(_Flush(threading.Event(), record=not self._abandoned, final=True, place=place))
             self._closed = True
             self._queue.put(None)
             self._thread.join()
@@ -120,51 +144,104 @@ class Collector:
     def _consume(self) -> None:
         """Run on the consumer thread until `None` comes; after a failure it only empties the queue and counts."""
         while (item := self._queue.get()) is not None:
-            if self.failure is None:
+            if self._abandoned:
+                pass
+            elif self.failure is None:
                 try:
                     self._handle(item)
                 except Exception as error:
                     self.failure = error
                     logger.warning("observing stopped, the model goes on without it", exc_info=True)
                     if not isinstance(item, (_Begin, _Flush)):
-                        self._drop("observer failed")
+                        self._drop("observer failed", item.step)
             elif not isinstance(item, (_Begin, _Flush)):
-                self._drop("observer failed")
+                self._drop("observer failed", item.step)
             if isinstance(item, _Flush):
                 item.done.set()
 
     def _handle(self, item: _Item) -> None:
-        if isinstance(item, _Begin):
-            self.observation.begin(item.texts, item.evidence)
-        elif isinstance(item, _Flush):
-            if item.final:
-                self.observation.finish()
-            if item.record:
-                self._snapshot(tables=item.final, final=item.final)
-        else:
-            self.observation.take(item)
-            self.events_seen_total += 1
-            if self.observation.windows:
-                self._snapshot(tables=True, final=False)
-
-    def _snapshot(self, *, tables: bool, final: bool) -> None:
-        """Hand what is new to the record; a window that `begin` completed goes with the next one."""
         seen = self.observation
+        if isinstance(item, _Begin):
+            if item.place is not None:
+                seen.end_batch()
+                if seen.windows or (self._trace is not None and self._trace.is_full):
+                    self._snapshot(tables=bool(seen.windows), place=item.place)
+            self._place = item.place
+            seen.begin(item.texts, item.evidence)
+            if self._trace is not None:
+                self._trace.begin(item.texts)
+        elif isinstance(item, _Flush):
+            self._flush(item)
+        else:
+            seen.take(item)
+            if self._trace is not None:
+                self._trace.take(item)
+            self.events_seen_total += 1
+            if seen.windows and self._place is None:
+                self._snapshot(tables=True)
+
+    def _flush(self, item: _Flush) -> None:
+        if item.place is not None:
+            self.observation.end_batch()
+        if item.record:
+            self._snapshot(tables=item.final, place=item.place, is_final=item.final)
+
+    def _state(self, place: Arrays) -> Arrays:
+        """Return what is needed to go on from between two batches."""
+        return {
+            **under("place", place),
+            **under("observation", self.observation.state()),
+            **under("drops", of_counts(self.drops)),
+            **under("gaps", self._gaps.state()),
+            **({} if self._trace is None else under("trace", self._trace.state())),
+            "events_seen": np.array(self.events_seen_total),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from a snapshot's state, before the first event."""
+        self.observation.restore(below("observation", state))
+        self._drops = counts_of(below("drops", state))
+        self._gaps.restore(below("gaps", state))
+        if self._trace is not None:
+            self._trace.restore(below("trace", state))
+        self.events_seen_total = int(state["events_seen"])
+
+    def _snapshot(self, *, tables: bool, place: Arrays | None = None, is_final: bool = False) -> None:
+        """Hand what is new to the record; at the end also what is cut short there, of which the state knows nothing."""
+        seen, trace, files = self.observation, self._trace, tuple[TraceFile, ...]()
+        if trace is not None and not is_final:
+            files = trace.seal()
+        state = None if place is None else self._state(place)
+        if is_final:
+            seen.finish()
+            files = () if trace is None else trace.seal(rest=True)
         windows, seen.windows = tuple(seen.windows), []
         texts, seen.texts = tuple(seen.texts), []
+        residency, seen.residency.rows = tuple(seen.residency.rows), []
+        next_uses, seen.residency.next_uses = tuple(seen.residency.next_uses), []
+        with self._drops_lock:
+            gaps = (*self._gaps.take_changed(), *seen.gaps.take_changed())
         if self._record is None:
             return
         self._record(
             Snapshot(
                 windows=windows,
                 texts=texts,
-                tables=seen.tables(final=final) if tables else (),
+                tables=seen.tables(final=is_final) if tables else (),
                 totals=replace(seen.totals),
                 events_seen=self.events_seen_total - sum(seen.not_evidence.values()),
                 drops={**self.drops, **seen.not_evidence},
+                passes=seen.passes,
+                gaps=gaps,
+                residency=residency,
+                next_uses=next_uses,
+                trace_files=files,
+                state=state,
+                is_final=is_final,
             )
         )
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str, step: int) -> None:
         with self._drops_lock:
             self._drops[reason] = self._drops.get(reason, 0) + 1
+            self._gaps.add(reason, step)

@@ -5,6 +5,7 @@ ObserverError
   DatabaseError        a record that cannot be opened, upgraded or written; carries .path
   RunNameTaken         the name of the run exists already; carries .name
   RunNotFound          no such run in the record; carries .name
+  TraceError           a route trace that cannot be written or read; carries .path
   CollectorError       the observer failed while the model ran; carries .dropped_total
   GridError            experts that do not form a full layer x expert table, or an event outside of it
 """
@@ -28,6 +29,14 @@ class CorpusError(ObserverError):
 
 class DatabaseError(ObserverError):
     """A record that cannot be opened, upgraded or written."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class TraceError(ObserverError):
+    """A route trace that cannot be written or read."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")

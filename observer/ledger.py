@@ -29,6 +29,10 @@ class Scores(NamedTuple):
     ean: Array
     reap: Array
     impact_mean: Array
+    block_mean: Array
+    block_m2: Array
+    windows: NDArray[np.int64]
+    window_cv: Array
 
 
 @dataclass(slots=True)
@@ -84,9 +88,10 @@ class Ledger:
     def scores(self, grid: Grid, settings: TrustSettings = DEFAULTS) -> Scores:
         """Tell trust, its parts and the plain statistics of every expert of the component."""
         usage, magnitude, blocks = self.usage.get(), self.magnitude.get(), self.blocks.get()
+        windows = self.windows.get()
         scored = trust(
             blocks,
-            self.windows.get(),
+            windows,
             impact_sum=magnitude.impact_sum,
             uses=usage.uses,
             expert_bytes=grid.bytes,
@@ -101,4 +106,8 @@ class Ledger:
             ean=magnitude.ean,
             reap=magnitude.reap,
             impact_mean=magnitude.impact_mean,
+            block_mean=blocks.mean,
+            block_m2=blocks.m2,
+            windows=windows.windows.astype(np.int64),
+            window_cv=windows.cv,
         )

@@ -6,19 +6,23 @@ Pure: takes no clock and no random numbers, so the same announcements and events
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from observer.errors import GridError
+from observer.gaps import Gaps
 from observer.grid import Grid, grids
 from observer.ledger import Ledger
+from observer.residency import EVENTS_CAP, ResidencyLog
+from observer.state import Arrays, below, counts_of, of_counts, under
 from observer.stats import Picks
 from observer.stats.windows import WINDOW_TOKENS
 from observer.totals import ScoreTable, TextSeen, Totals, Window
 from observer.trust import DEFAULTS, TrustSettings
-from segmoe.events import Event, ExpertKey, Routed, StepDone
+from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded, Routed, StepDone
 
 ALL = "*"
 """The context that stands for all contexts together; no corpus may use it."""
@@ -46,12 +50,16 @@ class Observation:
         *,
         settings: TrustSettings = DEFAULTS,
         window_tokens: int = SCORE_WINDOW_TOKENS,
+        residency_cap: int = EVENTS_CAP,
     ) -> None:
         self.grids = grids(expert_bytes)
         self.contexts = sorted(set(contexts))
         self.ledgers = {(c, context): Ledger.zeros(self.grids[c]) for c in self.grids for context in self.contexts}
         self.settings, self.window_tokens = settings, window_tokens
         self.totals = Totals()
+        self.passes = 0
+        self.gaps = Gaps()
+        self.residency = ResidencyLog(expert_bytes, self.gaps, residency_cap)
         self.windows: list[Window] = []
         self.texts: list[TextSeen] = []
         self.not_evidence: dict[str, int] = {}  # Routed events that could not be used, whole or in part, by reason
@@ -66,12 +74,18 @@ class Observation:
 
         Without evidence (generated text) only residency counters and windows are kept.
         """
-        self._end_batch()
+        self.end_batch()
         if evidence != self._evidence:
             self._end_window()
         self._evidence = evidence
+        self._know(text.context for text in texts)
         self._context = np.array([self.contexts.index(text.context) for text in texts], dtype=np.intp)
         self._batch = [TextSeen(ordinal=text.ordinal) for text in texts] if evidence else []
+
+    def end_batch(self) -> None:
+        """Complete the texts of the batch: all of its events are here."""
+        self.texts += [text for text in self._batch if text.tokens > 0]
+        self._batch = []
 
     def take(self, event: Event) -> None:
         """Take one event; loads and evictions are counted with the step they belong to."""
@@ -79,11 +93,53 @@ class Observation:
             self._routed(event)
         elif isinstance(event, StepDone):
             self._step_done(event)
+        elif isinstance(event, (ExpertLoaded, ExpertEvicted)):
+            self.residency.take(event)
 
     def finish(self) -> None:
         """Complete what is open: the batch and the window."""
-        self._end_batch()
+        self.end_batch()
         self._end_window()
+
+    def state(self) -> Arrays:
+        """Return all that later rows depend on; only between batches, and what is not yet taken away is not in it."""
+        if self._batch:
+            raise RuntimeError("a batch is open; end it first")
+        arrays: Arrays = {
+            "contexts": np.array(self.contexts, dtype=np.str_),
+            "evidence": np.array(self._evidence),
+            "passes": np.array(self.passes),
+            "windows_total": np.array(self._windows_total),
+            **under("totals", _fields(self.totals)),
+            **under("not_evidence", of_counts(self.not_evidence)),
+            **under("gaps", self.gaps.state()),
+            **under("residency", self.residency.state()),
+        }
+        if self._window is not None:
+            arrays |= under("window", _fields(self._window))
+        for (component, context), ledger in self.ledgers.items():
+            for estimator, state in ledger.to_state().items():
+                arrays |= under(f"ledger/{component}/{self.contexts.index(context)}/{estimator}", state)
+        return arrays
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from a state of the same experts."""
+        contexts: list[str] = state["contexts"].tolist()
+        self._know(contexts)
+        self._evidence = bool(state["evidence"])
+        self.passes = int(state["passes"])
+        self._windows_total = int(state["windows_total"])
+        self.totals = Totals(**_numbers(below("totals", state)))
+        self.not_evidence = counts_of(below("not_evidence", state))
+        self.gaps.restore(below("gaps", state))
+        self.residency.restore(below("residency", state))
+        window = below("window", state)
+        self._window = Window(**_numbers(window)) if window else None
+        for component in self.grids:
+            for number, context in enumerate(contexts):
+                kept = below(f"ledger/{component}/{number}", state)
+                estimators = dict.fromkeys(name.split("/")[0] for name in kept)
+                self.ledgers[component, context] = Ledger.from_state({name: below(name, kept) for name in estimators})
 
     def tables(self, *, final: bool) -> tuple[ScoreTable, ...]:
         """Score every expert in every context and in all of them; at the end of a run its last rests count too."""
@@ -97,12 +153,21 @@ class Observation:
             result.append(ScoreTable(component, grid.layers, ALL, both.scores(grid, self.settings)))
         return tuple(result)
 
+    def _know(self, contexts: Iterable[str]) -> None:
+        """Make room for contexts that are new."""
+        new = set(contexts) - set(self.contexts)
+        if new:
+            self.contexts = sorted({*self.contexts, *new})
+            added = {(c, context): Ledger.zeros(grid) for c, grid in self.grids.items() for context in new}
+            order = [(component, context) for component in self.grids for context in self.contexts]
+            self.ledgers = {key: self.ledgers.get(key) or added[key] for key in order}
+
     def _routed(self, event: Routed) -> None:
         grid = self._grid(event.component, event.layer)
         if not self._evidence:
             return
         if event.contribution is None:
-            self._unused("no contribution captured")
+            self._unused("no contribution captured", event.step)
             return
         weights = event.topk_weights.astype(np.float64)
         c_norm = event.contribution.c_norm.astype(np.float64)
@@ -111,7 +176,7 @@ class Observation:
             finite: NDArray[np.bool_] = np.isfinite((weights + c_norm + impact).sum(axis=1))
         token = event.position >= 0
         if not finite[token].all():
-            self._unused("not a finite number")
+            self._unused("not a finite number", event.step)
         rows = np.flatnonzero(token & finite)
         rows = rows[np.lexsort((event.position[rows], event.sequence[rows]))]
         context = self._context[event.sequence[rows]]
@@ -144,6 +209,8 @@ class Observation:
         nll, row = event.nll[known].astype(np.float64), event.sequence[known]
         self._window.add(event, float(nll.sum()), len(nll))
         self._window.wall_ns += event.wall_ns
+        self._window.passes += 1
+        self.passes += 1
         self._window.last_step = event.step
         counts = self._evidence
         self.totals.add(event, float(nll.sum()) if counts else 0.0, len(nll) if counts else 0)
@@ -163,15 +230,20 @@ class Observation:
             self._windows_total += 1
         self._window = None
 
-    def _end_batch(self) -> None:
-        self.texts += [text for text in self._batch if text.tokens > 0]
-        self._batch = []
-
     def _grid(self, component: str, layer: int) -> Grid:
         grid = self.grids.get(component)
         if grid is None or layer not in grid.layers:
             raise GridError(f"an event came from {component} layer {layer}, which has no experts in the checkpoint")
         return grid
 
-    def _unused(self, reason: str) -> None:
+    def _unused(self, reason: str, step: int) -> None:
         self.not_evidence[reason] = self.not_evidence.get(reason, 0) + 1
+        self.gaps.add(reason, step)
+
+
+def _fields(counters: Totals) -> Arrays:
+    return {field.name: np.array(getattr(counters, field.name)) for field in fields(counters)}
+
+
+def _numbers(arrays: Arrays) -> dict[str, Any]:
+    return {name: array.item() for name, array in arrays.items()}

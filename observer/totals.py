@@ -6,6 +6,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from observer.ledger import Scores
+from observer.rows import (
+    CoactivationRows,
+    ExpertWindowRows,
+    GapRow,
+    NextUse,
+    ResidencyRow,
+    SalienceRows,
+    TraceFile,
+)
+from observer.state import Arrays
 from segmoe.events import Phase, StepDone
 
 
@@ -43,7 +53,13 @@ class Window(Totals):
     last_step: int
     first_token: int
     phase: Phase
+    passes: int = 0
     wall_ns: int = 0
+
+    @property
+    def last_window(self) -> int:
+        """The last of the windows that this one was merged from; a new one is itself."""
+        return self.window_index
 
     @property
     def last_token(self) -> int:
@@ -72,7 +88,7 @@ class ScoreTable(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What is new since the last snapshot (windows, texts) and how things stand (totals, tables)."""
+    """What is new since the last snapshot (windows, texts, rows) and how things stand (totals, tables, state)."""
 
     windows: tuple[Window, ...]
     texts: tuple[TextSeen, ...]
@@ -80,3 +96,13 @@ class Snapshot:
     totals: Totals
     events_seen: int
     drops: dict[str, int]  # events that were not recorded, by reason
+    passes: int = 0
+    expert_windows: tuple[ExpertWindowRows, ...] = ()
+    salience: tuple[SalienceRows, ...] = ()
+    coactivation: tuple[CoactivationRows, ...] = ()  # as it stands; a component that is left out keeps its rows
+    gaps: tuple[GapRow, ...] = ()
+    residency: tuple[ResidencyRow, ...] = ()
+    next_uses: tuple[NextUse, ...] = ()
+    trace_files: tuple[TraceFile, ...] = ()
+    state: Arrays | None = None  # to go on from here; None leaves the last one
+    is_final: bool = False  # its windows may be cut short: whoever goes on from the state makes them anew

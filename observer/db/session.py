@@ -36,7 +36,7 @@ def open_db(path: str | Path, *, create: bool = True) -> Engine:
         finally:
             upgrader.dispose()
     except DBAPIError as error:
-        raise DatabaseError(path, _explain(error.orig)) from error
+        raise DatabaseError(path, explain(error.orig)) from error
     return engine_for(path)
 
 
@@ -136,7 +136,7 @@ def _upgrade(connection: Connection, path: Path) -> None:
         command.upgrade(config, "head")
 
 
-def _explain(error: BaseException | None) -> str:
+def explain(error: BaseException | None) -> str:
     """Say in a sentence what SQLite means."""
     text = str(error)
     if isinstance(error, sqlite3.OperationalError):
@@ -144,5 +144,7 @@ def _explain(error: BaseException | None) -> str:
             return "cannot be opened for writing; check the permissions of the file and its folder"
         if "locked" in text:
             return f"is locked by another program for more than {BUSY_TIMEOUT_MS // 1000} s; end it, or try again"
+        if "full" in text:
+            return "cannot be written: the disk is full; make room and start the job again, it goes on where it stopped"
         return f"cannot be used: {text}; check the disk"
     return f"is not a database or is damaged ({text}); give another file with --db"

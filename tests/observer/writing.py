@@ -5,12 +5,15 @@ from pathlib import Path
 
 from observer.collect import Collector
 from observer.db import RunStart, Writer, open_db
-from observer.db.writer import TextLabels
+from observer.db.writer import TextLabels, write_validation
 from observer.observation import Observation
+from observer.rows import ValidationRow
 from observer.totals import Snapshot
+from tests.observer.details import with_details
 from tests.observer.streams import CONTEXTS, EXPERT_BYTES, batches
 
 WINDOW_TOKENS = 150
+VALIDATED = dict(statistic="trust", scope="global", rho=0.5, low=0.25, high=0.75, n=12, texts=24, definition_version=1)
 
 
 def start_of(name: str, texts: int) -> RunStart:
@@ -41,7 +44,7 @@ def write_run(db: Path, name: str = "one", count: int = 6, *, tell: bool = False
     observation = Observation(EXPERT_BYTES, CONTEXTS, window_tokens=WINDOW_TOKENS)
 
     def record(snapshot: Snapshot) -> None:
-        writer.record(snapshot)
+        writer.record(with_details(snapshot))
         if tell:
             print("recorded", flush=True)
 
@@ -54,6 +57,7 @@ def write_run(db: Path, name: str = "one", count: int = 6, *, tell: bool = False
     collector.close()
     if finish:
         writer.finish("done")
+        write_validation(engine, writer.run_id, [ValidationRow(**VALIDATED)])
     engine.dispose()
 
 
