@@ -49,7 +49,8 @@ class Calibration:
         """Take the figures of one window, [figures]."""
         known = np.isfinite(values)
         self.seen += known
-        rate = np.where(known, RATE / (1.0 - (1.0 - RATE) ** np.maximum(self.seen, 1)), 0.0)
+        rate = RATE / (1.0 - (1.0 - RATE) ** np.maximum(self.seen, 1))
+        rate = np.where(known, np.where(self.seen == 1, 1.0, rate), 0.0)  # 1 exactly: the first value has no deviation
         delta = np.where(known, values - self.mean, 0.0)
         self.mean += rate * delta
         self.variance[...] = (1.0 - rate) * (self.variance + rate * delta**2)

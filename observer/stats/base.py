@@ -25,6 +25,7 @@ class Picks:
     window: Index  # [tokens] which window of one text, ascending from 0 within this object
     text: Index | None = None  # [tokens] which text, ascending from 0 within this object; None: all of one
     before: Index | None = None  # [tokens, k] the same tokens' picks in the layer row before; None: not known
+    is_contributing: bool = True  # c_norm and impact are known
 
     def sums(self, values: Array | None, experts: int) -> Array:
         """Sum of the values of each expert's picks (their number if there are none), shape [experts].
