@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DB ?= observer.db
+WIDE ?= .wide
 
 # The embedded model is too small for a second thread: beside an observer it waits for it more than it gains.
 export OMP_NUM_THREADS ?= 1
@@ -29,8 +30,9 @@ check: install ## lint, format, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install ## how much the seam and the observer cost, as ratios
+bench: install ## ratios: what the seam and the observer cost, residency against what else there is (3.8 GB in WIDE)
 	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.residency $(WIDE)
 
 dashboard: install ## look at what was recorded
 	$(BIN)/python -m dashboard --db $(DB)

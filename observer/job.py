@@ -53,9 +53,9 @@ class _Entry(NamedTuple):
 def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
     """Observe the model on the corpus; raise SegmoeError or ObserverError for what is expected to fail."""
     import segmoe
+    from segmoe.building import read_config
     from segmoe.checkpoint import open_checkpoint
     from segmoe.manifest import build_manifest
-    from segmoe.runtime import read_config
 
     texts = read_corpus(config.corpus, config.limit)
     engine = open_db(config.db)

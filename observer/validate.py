@@ -23,8 +23,8 @@ from observer.corpus import Text
 from observer.db.session import reading
 from observer.errors import ObserverError
 from observer.observation import ALL
+from segmoe.building import quiet_transformers
 from segmoe.events import ExpertKey
-from segmoe.runtime import quiet_transformers
 
 Array = NDArray[np.float64]
 

@@ -1,19 +1,24 @@
-"""Which experts are in memory, in how many slots. Who leaves next is policies.py, reading is reader.py."""
+"""Which experts are in memory. Who leaves next is policies.py; memory itself and what fills it is slots.py.
+
+A layer says which experts it is about to ask for, in which order (`expect`). What happens is decided expert by expert
+in that order, from history alone: a resident expert is a hit; for a missing one the policy's victim leaves, never an
+expert that the layer still needs, unless nothing else is left. Loader threads only carry out early what is decided
+early: as long as nobody leaves who was not computed yet. So loads and evictions are the same with and without them.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
-
-import torch
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from segmoe.errors import ConfigError
 from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded
-from segmoe.manifest import ALIGNMENT, Piece, Segment
-from segmoe.policies import Policy
-from segmoe.reader import Reader
+from segmoe.manifest import Segment
+from segmoe.policies import Policy, Victim
+from segmoe.slots import Slot, Slots, Tensors
+
+Reason = Literal["capacity", "layer"]
 
 
 @dataclass(slots=True)
@@ -35,21 +40,11 @@ class Counters:
         return Counters(*(getattr(self, name) for name in self.__slots__))
 
 
-@dataclass(slots=True)
-class Slot:
-    """Memory for one expert; its tensors are views into one buffer and change when the slot is filled anew."""
-
-    buffer: torch.Tensor  # uint8
-    nbytes: int
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    last_step: int = 0
-
-
 class ExpertCache:
     """A bounded number of experts in memory.
 
-    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them; a pinned expert stays;
-    what `get` returns is valid until the expert is evicted, so a caller pins what it holds across another `get`.
+    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, those being read
+    included; a pinned expert stays; what `get` returns is valid until the next `get` or, pinned, until it is unpinned.
     """
 
     def __init__(
@@ -59,6 +54,7 @@ class ExpertCache:
         *,
         capacity_experts: int | None = None,
         capacity_bytes: int | None = None,
+        slots: Slots | None = None,
         emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
         largest = max(segment.nbytes for segment in segments.values())
@@ -70,35 +66,51 @@ class ExpertCache:
         self.capacity_bytes = capacity_bytes
         self.counters = Counters()
         self.step = 0
+        self.emit = emit
         self._segments = segments
         self._policy = policy
-        self.emit = emit
-        self._reader = Reader()
-        self._slots: dict[ExpertKey, Slot] = {}
+        self._slots = slots or Slots()
+        self._resident: dict[ExpertKey, Slot] = {}
         self._used_bytes = 0
         self._pins: dict[ExpertKey, int] = {}
+        self._coming: dict[ExpertKey, None] = {}  # expected, in order, and not decided yet
+        self._ahead: dict[ExpertKey, Slot] = {}  # decided, and not computed yet; the one in use included
+        self._current: ExpertKey | None = None
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._resident)
 
     def __contains__(self, key: ExpertKey) -> bool:
-        return key in self._slots
+        return key in self._resident
 
-    def get(self, key: ExpertKey) -> Mapping[str, torch.Tensor]:
+    def expect(self, keys: Iterable[ExpertKey]) -> None:
+        """Say which experts the next calls of `get` ask for, each once and in this order; reading may begin at once.
+
+        Takes back what was expected before. An expert that was not expected can be asked for all the same.
+        """
+        self._settle()
+        self._coming = dict.fromkeys(keys)
+        self._look_ahead()
+
+    def get(self, key: ExpertKey) -> Tensors:
         """The expert's parameters by name, read from disk if need be; counts one hit or one miss."""
-        slot = self._slots.get(key)
+        if self._current is not None:
+            self._ahead.pop(self._current, None)
+            self._current = None
+        slot = self._ahead.get(key)
         if slot is None:
-            self.counters.misses += 1
-            slot = self._load(key)
-        else:
-            self.counters.hits += 1
-        slot.last_step = self.step
-        self._policy.touch(key, self.step)
-        return slot.tensors
+            self._coming.pop(key, None)
+            decided = self._decide(key, may_wait=False)
+            assert decided is not None
+            slot = decided
+        self._current = key
+        self._look_ahead()
+        self._finish(key, slot)
+        return self._slots.use(slot)
 
     def pin(self, key: ExpertKey) -> None:
         """Keep a resident expert until it is unpinned as often as it was pinned."""
-        if key not in self._slots:
+        if key not in self._resident:
             raise KeyError(key)
         self._pins[key] = self._pins.get(key, 0) + 1
 
@@ -110,105 +122,125 @@ class ExpertCache:
 
     def close(self) -> None:
         """Forget all experts and close the shards."""
-        for key in list(self._slots):
+        self._settle()
+        for key in list(self._resident):
             self._policy.forget(key)
-        self._slots.clear()
+        self._resident.clear()
         self._pins.clear()
         self._used_bytes = 0
-        self._reader.close()
+        self._slots.close()
 
     def check_integrity(self) -> None:
         """Assert what must always hold; a failure is a bug of ours."""
-        assert self.capacity_experts is None or len(self._slots) <= self.capacity_experts
-        assert self._used_bytes == sum(slot.nbytes for slot in self._slots.values())
+        assert self.capacity_experts is None or len(self._resident) <= self.capacity_experts
+        assert self._used_bytes == sum(slot.segment.nbytes for slot in self._resident.values())
         assert self.capacity_bytes is None or self._used_bytes <= self.capacity_bytes
-        assert set(self._pins) <= set(self._slots)
-        assert self.counters.loads == self.counters.misses
-        assert len(self._slots) == self.counters.loads - self.counters.evictions
+        assert set(self._pins) <= set(self._resident)
+        assert set(self._ahead) <= set(self._resident)
+        assert not set(self._ahead) & set(self._coming)
+        being_read = sum(slot.loading is not None for slot in self._resident.values())
+        assert self.counters.loads == self.counters.misses - being_read
+        assert len(self._resident) - being_read == self.counters.loads - self.counters.evictions
 
-    def _load(self, key: ExpertKey) -> Slot:
-        began = time.perf_counter_ns()
-        segment = self._segments[key]
-        slot = self._make_room(segment)
-        try:
-            _fill(slot, segment, self._reader)
-        except BaseException:
-            self.counters.misses -= 1  # nothing was delivered; the next try counts
-            raise
-        self._slots[key] = slot
-        self._used_bytes += slot.nbytes
-        self.counters.loads += 1
-        self.counters.bytes_read += segment.nbytes
-        took = time.perf_counter_ns() - began
-        self.emit(
-            ExpertLoaded(step=self.step, key=key, cause="demand", bytes=segment.nbytes, read_ns=took, waited_ns=took)
-        )
+    def _look_ahead(self) -> None:
+        """Decide what can be decided before its turn, so that threads read while others are computed."""
+        if self._slots.threads:
+            while self._coming:
+                key = next(iter(self._coming))
+                if self._decide(key, may_wait=True) is None:
+                    return
+                del self._coming[key]
+
+    def _decide(self, key: ExpertKey, *, may_wait: bool) -> Slot | None:
+        """Count a hit, or make room and begin to read; None if one that was not computed yet would have to leave."""
+        slot = self._resident.get(key)
+        if slot is not None:
+            self.counters.hits += 1
+        else:
+            segment = self._segments[key]
+            while self._is_full(segment.nbytes):
+                found = self._victim()
+                if may_wait and (found is None or found[0].key in self._ahead):
+                    return None
+                if found is None:
+                    raise ConfigError(
+                        f"all {len(self._resident)} experts in memory are pinned, {key} needs room; raise the budget"
+                    )
+                self._evict(*found)
+            self.counters.misses += 1
+            slot = self._resident[key] = self._slots.start(segment)
+            self._used_bytes += segment.nbytes
+        self._ahead[key] = slot
+        slot.last_step = self.step
+        self._policy.touch(key, self.step)
         return slot
 
-    def _make_room(self, segment: Segment) -> Slot:
-        spare: Slot | None = None
-        while self._is_full(segment.nbytes):
-            victim = self._policy.victim(self._pins)
-            if victim is None:
-                raise ConfigError(
-                    f"all {len(self._slots)} experts in memory are pinned, {segment.key} needs room; raise the budget"
-                )
-            slot = self._slots.pop(victim.key)
-            self._policy.forget(victim.key)
-            self._used_bytes -= slot.nbytes
-            self.counters.evictions += 1
-            self.emit(
-                ExpertEvicted(
-                    step=self.step,
-                    key=victim.key,
-                    reason="capacity",
-                    idle_steps=self.step - slot.last_step,
-                    policy_score=victim.score,
-                    trust=None,
-                    next_candidate=victim.next_candidate,
-                )
+    def _victim(self) -> tuple[Victim, Reason] | None:
+        """Whom the policy gives, or of those that the layer still needs the one that it needs last."""
+        kept: Container[ExpertKey] = self._coming if not self._pins else {**self._coming, **self._pins}
+        victim = self._policy.victim(kept)
+        if victim is None:
+            needed = (key for key in reversed(self._coming) if key in self._resident and key not in self._pins)
+            last = next(needed, None)
+            return None if last is None else (Victim(last, 0.0, None), "layer")
+        return victim, "capacity"
+
+    def _evict(self, victim: Victim, reason: Reason) -> None:
+        if victim.key in self._ahead:  # it was expected but never asked for
+            self._finish(victim.key, self._ahead.pop(victim.key))
+        slot = self._resident.pop(victim.key)
+        self._policy.forget(victim.key)
+        self._used_bytes -= slot.segment.nbytes
+        self._slots.release(slot)
+        self.counters.evictions += 1
+        self.emit(
+            ExpertEvicted(
+                step=self.step,
+                key=victim.key,
+                reason=reason,
+                idle_steps=self.step - slot.last_step,
+                policy_score=victim.score,
+                trust=None,
+                next_candidate=victim.next_candidate,
             )
-            if slot.nbytes == segment.nbytes:
-                spare = slot
-        return spare or _new_slot(segment)
+        )
+
+    def _finish(self, key: ExpertKey, slot: Slot) -> None:
+        """Wait until the expert is there, and tell of it if it was read."""
+        if slot.loading is None:
+            return
+        try:
+            read_ns, waited_ns = self._slots.finish(slot)
+        except Exception:
+            self.counters.misses -= 1  # nothing was delivered; the next try counts
+            self._used_bytes -= slot.segment.nbytes
+            self._policy.forget(key)
+            del self._resident[key]
+            self._ahead.pop(key, None)
+            self._slots.release(slot)
+            raise
+        self.counters.loads += 1
+        self.counters.bytes_read += slot.segment.nbytes
+        self.emit(
+            ExpertLoaded(
+                step=self.step,
+                key=key,
+                cause="demand",
+                bytes=slot.segment.nbytes,
+                read_ns=read_ns,
+                waited_ns=waited_ns,
+            )
+        )
+
+    def _settle(self) -> None:
+        """Drop what was expected; what is being read is waited for, so that nothing is left half done."""
+        self._current = None
+        self._coming.clear()
+        for key, slot in list(self._ahead.items()):
+            self._finish(key, slot)
+        self._ahead.clear()
 
     def _is_full(self, wanted: int) -> bool:
-        if self.capacity_experts is not None and len(self._slots) >= self.capacity_experts:
+        if self.capacity_experts is not None and len(self._resident) >= self.capacity_experts:
             return True
         return self.capacity_bytes is not None and self._used_bytes + wanted > self.capacity_bytes
-
-
-def _room(nbytes: int) -> int:
-    """Bytes that a parameter takes in a slot, whatever its address modulo ALIGNMENT."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
-
-
-def _new_slot(segment: Segment) -> Slot:
-    size = sum(_room(part.nbytes) for part in segment.parameters) + ALIGNMENT
-    return Slot(buffer=torch.empty(size, dtype=torch.uint8), nbytes=segment.nbytes)
-
-
-def _fill(slot: Slot, segment: Segment, reader: Reader) -> None:
-    view = memoryview(cast(Any, slot.buffer.numpy()))
-    start = -slot.buffer.data_ptr() % ALIGNMENT
-    slot.tensors = {}
-    for part in segment.parameters:
-        begin = done = start + part.address
-        end = begin + part.nbytes
-        tensor = slot.buffer[begin:end].view(part.dtype).view(part.shape)
-        if part.recipe is None:
-            for piece in part.pieces:
-                reader.read(piece, view[done : done + piece.nbytes])
-                done += piece.nbytes
-        else:
-            stored = [_read(piece, reader).view(part.dtype) for piece in part.pieces]
-            sources = part.recipe.sources
-            tensor.copy_(part.recipe.make([raw.view(s.shape) for raw, s in zip(stored, sources, strict=True)]))
-        slot.tensors[part.name] = tensor
-        start += _room(part.nbytes)
-
-
-def _read(piece: Piece, reader: Reader) -> torch.Tensor:
-    raw = torch.empty(piece.nbytes, dtype=torch.uint8)
-    reader.read(piece, memoryview(cast(Any, raw.numpy())))
-    return raw

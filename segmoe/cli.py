@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
 
@@ -41,15 +41,25 @@ def expected_failures(command: Callable[P, None]) -> Callable[P, None]:
     return wrapper
 
 
-def residency(command: Callable[P, None]) -> Callable[P, None]:
-    """Options that say how many experts are in memory and who leaves."""
+RESIDENCY = ("experts", "budget", "policy", "device", "threads")
+
+
+def residency(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that say how many experts are in memory, which memory, and who leaves; given on as one `residency`."""
+
+    @wraps(command)
+    def wrapper(**kwargs: Any) -> None:
+        command(residency={name: kwargs.pop(name) for name in RESIDENCY}, **kwargs)
+
     for option in (
+        click.option("--threads", type=click.IntRange(min=0), help="Threads that read ahead.  [default: by size]"),
+        click.option("--device", default="cpu", show_default=True, help="Where the model is: cpu, cuda, cuda:1."),
         click.option("--policy", default="lru", show_default=True, help="Who leaves memory first."),
         click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts."),
         click.option("--experts", type=click.IntRange(min=1), help="Experts in memory.  [default: a quarter of them]"),
     ):
-        command = option(command)
-    return command
+        wrapper = option(wrapper)
+    return wrapper
 
 
 @main.command()
@@ -62,9 +72,7 @@ def residency(command: Callable[P, None]) -> Callable[P, None]:
 @expected_failures
 def verify(
     path: Path,
-    experts: int | None,
-    budget: str | None,
-    policy: str,
+    residency: dict[str, Any],
     prompts: Path | None,
     new_tokens: int,
     layers: bool,
@@ -83,13 +91,12 @@ def verify(
         raise click.UsageError("--layers runs no prompts; leave out --prompts")
     verdict: Verdict | LayersVerdict
     if layers:
-        report = partial(click.echo, err=True)
-        verdict = verify_layers(path, experts=experts, budget=budget, policy=policy, report=report)
+        if residency.pop("device") != "cpu":
+            raise click.UsageError("--layers compares on the CPU; leave out --device")
+        verdict = verify_layers(path, **residency, report=partial(click.echo, err=True))
     else:
         lines = PROMPTS if prompts is None else tuple(filter(None, prompts.read_text(encoding="utf-8").splitlines()))
-        verdict = verify_whole(
-            path, experts=experts, budget=budget, policy=policy, prompts=lines, new_tokens=new_tokens
-        )
+        verdict = verify_whole(path, **residency, prompts=lines, new_tokens=new_tokens)
     click.echo(json.dumps(verdict.as_dict()) if as_json else "\n".join(verdict.lines))
     sys.exit(0 if verdict.equal else 1)
 
@@ -111,9 +118,7 @@ def generate(
     prompt: str,
     chat: bool,
     max_new_tokens: int,
-    experts: int | None,
-    budget: str | None,
-    policy: str,
+    residency: dict[str, Any],
     do_sample: bool,
     temperature: float | None,
     top_p: float | None,
@@ -133,9 +138,7 @@ def generate(
         prompt,
         chat=chat,
         max_new_tokens=max_new_tokens,
-        experts=experts,
-        budget=budget,
-        policy=policy,
+        **residency,
         sampling=sampling if do_sample else None,
         seed=seed,
         report=lambda line: click.echo(f"segmoe: {line}", err=True),

@@ -90,9 +90,10 @@ class ExpertEvicted:
 
     step: int
     key: ExpertKey
-    reason: Literal["capacity"]
+    reason: Literal["capacity", "layer"]
+    """The budget was full and the policy chose; or nothing was left but what the layer itself still needed."""
     idle_steps: int  # forward passes since its last use
-    policy_score: float  # what the policy ranked it by; the lowest leaves
+    policy_score: float  # what the policy ranked it by; the lowest leaves; 0 if the policy had no choice
     trust: float | None  # the trust that the policy used, if it used any
     next_candidate: ExpertKey | None  # who would have left instead
 

@@ -75,10 +75,12 @@ class Seam:
         """Run the family's forward on [rows, hidden], and tell the sink what was picked."""
         if hidden.requires_grad and torch.is_grad_enabled():
             raise Unsupported("a segmented model cannot be trained: its experts are read-only; use torch.no_grad()")
-        if hidden.device.type != "cpu":
-            raise Unsupported(f"experts are segmented on the CPU only, the hidden states are on {hidden.device}")
         runtime = self._runtime
+        if hidden.device.type != runtime.device.type:
+            raise Unsupported(f"the experts are on {runtime.device}, the hidden states on {hidden.device}")
         self._current = None
+        picked = sorted(set(ids.flatten().tolist()))  # the order in which every family's forward asks
+        runtime.cache.expect([self._keys[expert] for expert in picked if expert < len(self._keys)])
         try:
             if not runtime.is_capturing:
                 return self._eager(module, hidden, ids, weights)  # type: ignore[no-any-return]
@@ -114,8 +116,8 @@ class Seam:
                 component=self.place.component,
                 layer=self.place.layer,
                 phase=current.phase,
-                topk_ids=ids.numpy().astype(np.int16),
-                topk_weights=weights.float().numpy().copy(),
+                topk_ids=ids.cpu().numpy().astype(np.int16),
+                topk_weights=weights.float().cpu().numpy().copy(),
                 sequence=current.sequence,
                 position=current.position,
                 contribution=contribution,
@@ -141,21 +143,21 @@ def _contribution(picks: Pick, h: torch.Tensor) -> Contribution | None:
     if not picks.added or h.shape != picks.output.shape:  # some families' experts see other rows, or a narrower state
         return None
     experts = torch.repeat_interleave(
-        torch.tensor([expert for expert, _, _ in picks.added]),
-        torch.tensor([len(rows) for _, rows, _ in picks.added]),
+        torch.tensor([expert for expert, _, _ in picks.added], device=h.device),
+        torch.tensor([len(rows) for _, rows, _ in picks.added], device=h.device),
     )
     rows = torch.cat([rows for _, rows, _ in picks.added])
     c = torch.cat([outputs for _, _, outputs in picks.added]).float()
     place = (picks.topk_ids[rows] == experts[:, None]).int().argmax(-1)
     h = h.float()
-    c_norm, h_dot_c = torch.zeros(2, *picks.topk_ids.shape)
+    c_norm, h_dot_c = torch.zeros(2, *picks.topk_ids.shape, device=h.device)
     c_norm[rows, place] = torch.linalg.vector_norm(c, dim=-1)
     h_dot_c[rows, place] = (h[rows] * c).sum(-1)
     return Contribution(
-        c_norm=c_norm.numpy(),
-        h_dot_c=h_dot_c.numpy(),
-        h_norm=torch.linalg.vector_norm(h, dim=-1).numpy(),
-        sum_c_norm=torch.linalg.vector_norm(picks.output.float(), dim=-1).numpy(),
+        c_norm=c_norm.cpu().numpy(),
+        h_dot_c=h_dot_c.cpu().numpy(),
+        h_norm=torch.linalg.vector_norm(h, dim=-1).cpu().numpy(),
+        sum_c_norm=torch.linalg.vector_norm(picks.output.float(), dim=-1).cpu().numpy(),
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
+from segmoe.building import quiet_transformers
 from segmoe.cache import Counters
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
 from segmoe.prompts import read_tokenizer
-from segmoe.runtime import Runtime, load, quiet_transformers
+from segmoe.runtime import Runtime, load
 from segmoe.units import format_bytes
 
 
@@ -57,6 +58,8 @@ def generate(
     experts: int | None = None,
     budget: str | int | None = None,
     policy: str = "lru",
+    device: str = "cpu",
+    threads: int | None = None,
     sampling: Mapping[str, Any] | None = None,
     seed: int | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -71,7 +74,7 @@ def generate(
     if tokenizer is None:
         raise ConfigError(f"{path} has no tokenizer to read a prompt with; put its tokenizer.json beside the weights")
     inputs = _inputs(tokenizer, prompt, chat)
-    model = load(path, experts=experts, budget=budget, policy=policy)
+    model = load(path, experts=experts, budget=budget, policy=policy, device=device, threads=threads)
     runtime: Runtime = model.segmoe
     if experts is None and budget is None:  # nothing is in memory yet
         runtime.cache.capacity_experts = max(1, len(runtime.manifest.experts) // 4)
@@ -80,6 +83,7 @@ def generate(
     if seed is not None:
         torch.manual_seed(seed)
     options: dict[str, Any] = {"do_sample": False} if sampling is None else {"do_sample": True, **sampling}
+    inputs = {name: tensor.to(runtime.device) for name, tensor in inputs.items()}
     streamer = _Streamer(tokenizer)
     interrupted = False
     with quiet_transformers():

@@ -23,7 +23,7 @@ def stay_as_loaded(model: Any, experts: Iterable[Any]) -> None:
     model.save_pretrained = _refuse_saving
     model.__reduce_ex__ = refuse_copying  # what copy.deepcopy, pickle and torch.save ask for
     for module in (model, *experts):  # parts of the model reach the experts when they are moved
-        module._apply = _only_harmless(module._apply, model.dtype)
+        module._apply = _only_harmless(module._apply, model.dtype, model.device)
 
 
 def leave_uncompiled(modules: Iterable[Any]) -> None:
@@ -81,16 +81,18 @@ class OneThread:
         self._owner = None
 
 
-def _only_harmless(original: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+def _only_harmless(original: Callable[..., Any], dtype: torch.dtype, device: torch.device) -> Callable[..., Any]:
+    place = "the CPU" if device.type == "cpu" else str(device)
+
     def _apply(fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         try:
-            moved = fn(torch.zeros(1, dtype=dtype))
+            moved = fn(torch.zeros(1, dtype=dtype, device=device))
         except Exception as error:
-            raise Unsupported(f"a segmented model stays on the CPU in {dtype}; this would fail: {error}") from error
-        if moved.device.type != "cpu" or moved.dtype != dtype:
+            raise Unsupported(f"a segmented model stays on {place} in {dtype}; this would fail: {error}") from error
+        if moved.device != device or moved.dtype != dtype:
             raise Unsupported(
-                f"a segmented model stays on the CPU in {dtype}, as its experts are on disk; "
-                f"it cannot become {moved.dtype} on {moved.device}"
+                f"a segmented model stays on {place} in {dtype}, as its experts are on disk; it cannot become "
+                f"{moved.dtype} on {moved.device}; choose the device when you load it"
             )
         return original(fn, recurse)
 

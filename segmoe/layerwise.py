@@ -27,13 +27,14 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig, get_state_dict_dtype, load_state_dict
 
+from segmoe.building import quiet_transformers, read_config, without_experts
 from segmoe.checkpoint import INDEX, SINGLE, open_checkpoint
 from segmoe.errors import CheckpointError
 from segmoe.events import ExpertKey
 from segmoe.experts import IMPLEMENTATION
 from segmoe.manifest import build_manifest, is_experts_module, model_class
 from segmoe.parity import SEED
-from segmoe.runtime import Runtime, quiet_transformers, read_config, without_experts
+from segmoe.runtime import Runtime
 from segmoe.verdict import Check, LayersVerdict, same_bits
 
 PREFILL_ROWS = 256
@@ -45,13 +46,14 @@ def verify_layers(
     experts: int | None = None,
     budget: str | int | None = None,
     policy: str = "lru",
+    threads: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> LayersVerdict:
     """Compare every experts module of a checkpoint with the stock one; a quarter of a layer in the cache if not told.
 
     `report` is told each layer's result and how long the rest may take.
     """
-    model = segmented_experts(path, experts=experts, budget=budget, policy=policy)
+    model = segmented_experts(path, experts=experts, budget=budget, policy=policy, threads=threads)
     stock = StockExperts(Path(path))
     runtime: Runtime = model.segmoe
     checks: list[Check] = []
@@ -76,7 +78,9 @@ def verify_layers(
     )
 
 
-def segmented_experts(path: str | Path, *, experts: int | None, budget: str | int | None, policy: str) -> Any:
+def segmented_experts(
+    path: str | Path, *, experts: int | None, budget: str | int | None, policy: str, threads: int | None = None
+) -> Any:
     """The model of a checkpoint with its seams in place and no other weights."""
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.folder)
@@ -84,7 +88,7 @@ def segmented_experts(path: str | Path, *, experts: int | None, budget: str | in
     manifest.require_complete()
     if experts is None and budget is None:
         experts = max(1, max(place.num_experts for place in manifest.modules) // 4)
-    runtime = Runtime(manifest, experts=experts, budget=budget, policy=policy)
+    runtime = Runtime(manifest, experts=experts, budget=budget, policy=policy, threads=threads)
     cls = model_class(config)
     with without_experts(cls, config, manifest), torch.device("meta"):
         model = cls._from_config(config, experts_implementation=IMPLEMENTATION)
@@ -192,7 +196,7 @@ def _compare(stock: Any, segmented: Any, runtime: Runtime, ordinal: int) -> _Out
     differing = []
     for expert in range(count):
         found = runtime.cache.get(ExpertKey(place.component, place.layer, expert))
-        if not all(same_bits(stacked[name][expert], found[name]) for name in place.parameters):
+        if not all(same_bits(stacked[name][expert], found[name].to_dense()) for name in place.parameters):
             differing.append(expert)
     generator = torch.Generator().manual_seed(SEED + ordinal)
     covering = -(-count // top_k)

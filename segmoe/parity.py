@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
+from segmoe.building import quiet_transformers, read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
 from segmoe.events import Capture, Event, EventSink, ExpertEvicted, ExpertLoaded
 from segmoe.manifest import build_manifest, model_class
 from segmoe.prompts import read_tokenizer
-from segmoe.runtime import load, quiet_transformers, read_config
+from segmoe.runtime import load, usable_device
 from segmoe.verdict import Check, StockDefault, Verdict, same_bits
 
 PROMPTS = (
@@ -47,6 +48,8 @@ def verify(
     experts: int | None = None,
     budget: str | int | None = None,
     policy: str = "lru",
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
     prompts: Sequence[str] = PROMPTS,
     new_tokens: int = 12,
 ) -> Verdict:
@@ -59,12 +62,13 @@ def verify(
     manifest.require_complete()
     if experts is None and budget is None:
         experts = max(1, len(manifest.experts) // 4)
-    inputs = _inputs(checkpoint.folder, config, prompts)
+    place = usable_device(device)
+    inputs = {name: tensor.to(place) for name, tensor in _inputs(checkpoint.folder, config, prompts).items()}
     with quiet_transformers():
         stock = model_class(config).from_pretrained(
             checkpoint.folder, dtype="auto", experts_implementation="eager", local_files_only=True
         )
-    reference = _run(stock.eval(), inputs, new_tokens)
+    reference = _run(stock.eval().to(place), inputs, new_tokens)
     stock_default = _stock_default(stock, inputs, new_tokens, reference)
     del stock
     checks: list[Check] = []
@@ -75,7 +79,8 @@ def verify(
         ("observed by a sink that raises", _Raising(), "contribution"),
     ]
     for name, sink, capture in sinks:
-        model = load(path, experts=experts, budget=budget, policy=policy, sink=sink, capture=capture)
+        residency: dict[str, Any] = {"experts": experts, "budget": budget, "policy": policy}
+        model = load(path, **residency, sink=sink, capture=capture, device=place, threads=threads)
         tapes.append(_tape(model.segmoe.cache))
         with _quiet():
             trace = _run(model, inputs, new_tokens)
@@ -123,8 +128,12 @@ def _run(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, modes: Se
             answer = model.generate(**inputs, **MODES[name], **common)
             trace[f"tokens of {name} generation"] = answer.sequences
             trace[f"logits of each {name} step"] = torch.stack(answer.logits)
-            trace[f"random state after {name}"] = torch.get_rng_state()
-    return trace
+            trace[f"random state after {name}"] = _random_state(model.device)
+    return {name: tensor.cpu() for name, tensor in trace.items()}
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
 
 
 def _stock_default(stock: Any, inputs: dict[str, torch.Tensor], new_tokens: int, eager: Trace) -> StockDefault | None:

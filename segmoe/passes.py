@@ -88,6 +88,6 @@ def read_predictions(current: Pass, ids: Any, logits: Any, chunk: int = 512) -> 
     for start in range(0, len(known), chunk):
         part = known[start : start + chunk]
         log_p = torch.log_softmax(flat[part].float(), dim=-1)
-        nll[part] = -log_p.gather(1, targets[part + 1, None])[:, 0].numpy()
-        entropy[part] = -(log_p.exp() * log_p).sum(-1).numpy()
+        nll[part] = -log_p.gather(1, targets[part + 1, None])[:, 0].cpu().numpy()
+        entropy[part] = -(log_p.exp() * log_p).sum(-1).cpu().numpy()
     current.nll, current.entropy = nll, entropy

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from transformers import AutoConfig
-from transformers.utils import logging as transformers_logging
 
 from segmoe import passes
+from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
-from segmoe.errors import CheckpointError, ConfigError, Unsupported
+from segmoe.errors import ConfigError
 from segmoe.events import CAPTURES, Capture, Event, EventSink, GuardedSink, StepDone
-from segmoe.experts import IMPLEMENTATION, Seam
+from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
-from segmoe.manifest import Manifest, build_manifest, is_experts_module, model_class
+from segmoe.manifest import Manifest, build_manifest
 from segmoe.policies import make_policy
+from segmoe.slots import Slots
 from segmoe.units import parse_bytes
 
-_loading = threading.Lock()  # classes are changed while a model is built
+THREADS = 2
+WORTH_A_THREAD_BYTES = 1 << 20
+"""Handing a smaller expert to a thread costs more than reading it."""
 
 
 def load(
@@ -38,12 +36,16 @@ def load(
     policy: str = "lru",
     sink: EventSink | None = None,
     capture: Capture = "routing",
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
 ) -> Any:
     """Return the stock transformers model of a checkpoint, with at most `experts` (or `budget` bytes) in memory.
 
     The budget covers experts of all layers together and not the other weights, which are always in memory. Without
     one, all experts may stay in memory once they were used. The model's `segmoe` attribute is its `Runtime`.
     `capture` says how much a `sink` is told: "off" (residency and steps only), "routing" or "contribution".
+    `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the
+    pass itself. Neither changes a bit of what the model computes, or which experts are read and evicted.
     Raises CheckpointError for a checkpoint that is incomplete or damaged, ConfigError for bad settings.
     """
     if capture not in CAPTURES:
@@ -52,19 +54,19 @@ def load(
     config = read_config(checkpoint.folder)
     manifest = build_manifest(checkpoint, config)
     manifest.require_complete()
-    runtime = Runtime(manifest, experts=experts, budget=budget, policy=policy, sink=sink, capture=capture)
-    model = _build(manifest, config)
+    runtime = Runtime(
+        manifest,
+        experts=experts,
+        budget=budget,
+        policy=policy,
+        sink=sink,
+        capture=capture,
+        device=device,
+        threads=threads,
+    )
+    model = build_model(manifest, config).to(runtime.device)
     runtime.attach(model)
     return model
-
-
-def read_config(folder: Path) -> Any:
-    """The checkpoint's config, or a CheckpointError if transformers cannot read it."""
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{folder}/config.json cannot be used: {first_line}") from None
 
 
 class Runtime:
@@ -79,9 +81,14 @@ class Runtime:
         policy: str,
         sink: EventSink | None = None,
         capture: Capture = "off",
+        device: str | torch.device = "cpu",
+        threads: int | None = None,
     ) -> None:
         if experts is not None and budget is not None:
             raise ConfigError("give a budget in experts or in bytes, not both")
+        self.device = usable_device(device)
+        if threads is None:
+            threads = THREADS if max(part.nbytes for part in manifest.experts.values()) >= WORTH_A_THREAD_BYTES else 0
         self.manifest = manifest
         self.policy = policy
         self.capture = capture
@@ -90,6 +97,7 @@ class Runtime:
             make_policy(policy),
             capacity_experts=experts,
             capacity_bytes=None if budget is None else parse_bytes(budget),
+            slots=Slots(threads=threads, device=self.device),
             emit=self.emit,
         )
         self._sink = None if sink is None else GuardedSink(sink)
@@ -216,93 +224,6 @@ class Runtime:
         )
 
 
-def _build(manifest: Manifest, config: Any) -> Any:
-    """Let transformers load everything but the experts, and make sure that it found everything else."""
-    cls = model_class(config)
-    with quiet_transformers(), without_experts(cls, config, manifest):
-        model, info = cls.from_pretrained(
-            manifest.folder,
-            dtype="auto",
-            experts_implementation=IMPLEMENTATION,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    lost = sorted(info["missing_keys"])
-    if lost or info["mismatched_keys"]:
-        names = ", ".join([*lost, *sorted(str(key) for key in info["mismatched_keys"])][:3])
-        raise CheckpointError(
-            f"{manifest.folder} is incomplete: {len(lost)} tensors beside the experts are missing or of another shape "
-            f"({names}); download the checkpoint again"
-        )
-    stored = {part.dtype for segment in manifest.experts.values() for part in segment.parameters}
-    if stored != {model.dtype}:
-        raise Unsupported(f"{manifest.folder} stores experts as {stored}, but its config says {model.dtype}")
-    return model.eval()  # parameters keep requires_grad: without it torch's matmul may take another kernel
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """While this lasts, transformers shows no bar and does not list every expert tensor as unexpected."""
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    try:
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def without_experts(cls: Any, config: Any, manifest: Manifest) -> Iterator[None]:
-    """While this lasts, experts modules are built without their stacked parameters, so that nobody reads them."""
-    with _loading, _stripped(cls, config, manifest):
-        yield
-
-
-@contextlib.contextmanager
-def _stripped(cls: Any, config: Any, manifest: Manifest) -> Iterator[None]:
-    with torch.device("meta"):
-        twin = cls._from_config(config)
-    names = {module.path: module.parameters for module in manifest.modules}
-    classes = {type(module): names[path] for path, module in twin.named_modules() if is_experts_module(module)}
-    originals = {kind: kind.__init__ for kind in classes}
-    stacked_names = [f"{module.path}.{name}" for module in manifest.modules for name in module.parameters]
-    tying = {kind: kind._tied_weights_keys for kind in {type(module) for module in twin.modules()} if _is_tying(kind)}
-
-    def strip(kind: Any) -> Any:
-        original = originals[kind]
-
-        @wraps(original)
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it takes the place of one
-            original(self, *args, **kwargs)
-            for name in classes[kind]:
-                stacked = self._parameters.pop(name)
-                setattr(self, name, torch.empty_like(stacked, device="meta"))  # some families look at it once more
-            self._is_hf_initialized = True
-
-        return __init__
-
-    try:
-        for kind in classes:
-            kind.__init__ = strip(kind)
-        for kind, ties in tying.items():  # experts that are tied are read from where they are tied to
-            kept = {to: of for to, of in ties.items() if not any(re.search(to, name) for name in stacked_names)}
-            kind._tied_weights_keys = kept
-        yield
-    finally:
-        for kind, ties in tying.items():
-            kind._tied_weights_keys = ties
-        for kind, original in originals.items():
-            kind.__init__ = original
-
-
-def _is_tying(kind: Any) -> bool:
-    return isinstance(vars(kind).get("_tied_weights_keys"), dict)
-
-
 def _after_layer(seam: Seam) -> Callable[..., None]:
     def done(module: Any, args: Any, output: Any) -> None:
         seam.layer_done(_first(output))
@@ -312,4 +233,20 @@ def _after_layer(seam: Seam) -> Callable[..., None]:
 
 def _first(output: Any) -> torch.Tensor:
     found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, or a ConfigError where experts cannot be: they go to the CPU or to a CUDA device that is there."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"there is no device {device!r}; choose cpu, cuda or cuda:1") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"experts cannot be kept on {found}; choose cpu, cuda or cuda:1")
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if (found.index or 0) >= count:
+            raise ConfigError(f"{found} was asked for, and torch sees {count} CUDA devices; choose one of them, or cpu")
+        found = torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
     return found

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from segmoe.building import read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.manifest import Manifest, build_manifest
-from segmoe.runtime import read_config
 from segmoe.units import format_bytes, parse_bytes
 
 

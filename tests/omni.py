@@ -121,8 +121,8 @@ def config() -> Any:
     )
 
 
-def speak(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text tokens [1, n] and the waveform [1, 1, samples] that the model answers to a short turn, sampled."""
+def speak(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text tokens [1, n] and the waveform [1, 1, samples] that the model answers to a short turn, by default sampled."""
     ids = torch.tensor([[150, 156, 10, 20, 30, 40, 151, 150, 157]])
     torch.manual_seed(5)
     with torch.no_grad():
@@ -132,5 +132,6 @@ def speak(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
             thinker_max_new_tokens=8,
             thinker_eos_token_id=THINKER_END,
             talker_max_new_tokens=12,
+            **options,
         )
     return tokens, wave

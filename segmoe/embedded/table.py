@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from segmoe.building import quiet_transformers
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
 from segmoe.embedded.texts import CONTEXTS
-from segmoe.runtime import quiet_transformers
 
 BASELINE = Path(__file__).with_name("baseline.json")
 OPENINGS = {

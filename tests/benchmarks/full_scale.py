@@ -18,14 +18,13 @@ from typing import Any
 import click
 import torch
 import transformers
-from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
 
 import segmoe
 from segmoe.survey import survey
 from segmoe.units import format_bytes
+from tests.benchmarks.hub import hub_tensors, shards, write_index
 
 TENSORS, PARAMETERS = 28_010, 35_259_818_545
-SHARD_BYTES = 5_000_000_000
 
 
 def config() -> Any:
@@ -85,39 +84,17 @@ def config() -> Any:
     )
 
 
-def hub_tensors() -> dict[str, torch.Tensor]:
-    """Names and shapes as on the hub, on the meta device: the library's own mapping, reversed."""
-    with torch.device("meta"):
-        twin = transformers.Qwen3OmniMoeForConditionalGeneration._from_config(config(), dtype=torch.bfloat16)
-    state = revert_weight_conversion(twin, twin.state_dict())
-    assert len(state) == TENSORS and sum(t.numel() for t in state.values()) == PARAMETERS
-    return dict(sorted(state.items(), key=lambda item: dot_natural_key(item[0])))
-
-
 def write(folder: Path) -> None:
     """Pack greedily, write the headers, leave the rest of each file a hole."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, dict[str, Any]]] = [{}]
-    used = 0
-    for name, tensor in hub_tensors().items():
-        nbytes = tensor.numel() * 2
-        if used + nbytes > SHARD_BYTES:
-            shards.append({})
-            used = 0
-        offsets = [used, used + nbytes]
-        shards[-1][name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": offsets}
-        used += nbytes
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        header = json.dumps(shard).encode()
-        header += b" " * (-len(header) % 8)
-        with (folder / file).open("wb") as stream:
-            stream.write(len(header).to_bytes(8, "little") + header)
-            stream.truncate(8 + len(header) + max(entry["data_offsets"][1] for entry in shard.values()))
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": 2 * PARAMETERS}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    tensors = hub_tensors(transformers.Qwen3OmniMoeForConditionalGeneration, config())
+    assert len(tensors) == TENSORS and sum(t.numel() for t in tensors.values()) == PARAMETERS
+    written = list(shards(tensors, folder))
+    for shard in written:
+        with shard.file.open("wb") as stream:
+            stream.write(shard.header)
+            stream.truncate(shard.nbytes)
+    write_index(written, folder)
     config().save_pretrained(folder)
 
 

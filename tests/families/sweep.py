@@ -22,10 +22,10 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 import segmoe
+from segmoe.building import quiet_transformers
 from segmoe.errors import SegmoeError
 from segmoe.events import ExpertKey, Routed
 from segmoe.manifest import ALIGNMENT
-from segmoe.runtime import quiet_transformers
 from tests import omni
 from tests.families.configs import VOCABULARY, Family, families, tiny_config
 from tests.tiny import RecordingSink

@@ -7,10 +7,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import segmoe
+from segmoe.building import read_config
 from segmoe.checkpoint import INDEX, open_checkpoint
 from segmoe.errors import CheckpointError, Unsupported
 from segmoe.manifest import build_manifest
-from segmoe.runtime import read_config
 from tests import tiny
 
 

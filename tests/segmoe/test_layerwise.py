@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from segmoe import CheckpointError, layerwise
+from segmoe.building import quiet_transformers
 from segmoe.checkpoint import open_checkpoint
 from segmoe.layerwise import StockExperts, verify_layers
-from segmoe.runtime import quiet_transformers
 from tests import tiny
 from tests.families.configs import families
 from tests.families.sweep import build

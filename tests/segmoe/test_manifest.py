@@ -12,11 +12,11 @@ from torch import nn
 from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
 
 import segmoe
+from segmoe.building import read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.conversion import Recipe, Source
 from segmoe.errors import CheckpointError, Unsupported
 from segmoe.manifest import build_manifest
-from segmoe.runtime import read_config
 from tests import tiny
 from tests.families.configs import Family
 from tests.families.sweep import EXACT, build, compare

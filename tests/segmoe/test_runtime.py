@@ -6,6 +6,7 @@ import torch
 import transformers
 
 import segmoe
+from segmoe import packing, slots
 from segmoe.errors import ConfigError, Unsupported
 from segmoe.events import ExpertEvicted, ExpertLoaded, Routed, StepDone
 from tests import tiny
@@ -226,3 +227,67 @@ def test_slots_have_the_stock_tensors_addresses_modulo_a_cache_line(layout: str,
             assert tensors[name].data_ptr() % 64 == wanted.data_ptr() % 64
             seen.add(wanted.data_ptr() % 64)
     assert len(seen) > 4, "all addresses are alike, so this test would prove nothing"
+
+
+@pytest.mark.parametrize("experts", [2, 5, None])
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_loader_threads_change_no_bit_and_no_load(qwen3: Path, experts: int | None, threads: int) -> None:
+    def run(threads: int) -> tuple[torch.Tensor, list, list]:
+        sink = RecordingSink()
+        model = segmoe.load(qwen3, experts=experts, threads=threads, sink=sink, capture="off")
+        with torch.no_grad():
+            tokens = model.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=6, do_sample=False)
+            logits = model(input_ids=tokens).logits
+        model.segmoe.close()
+        return logits, [event.key for event in sink.of(ExpertLoaded)], [event.key for event in sink.of(ExpertEvicted)]
+
+    logits, loads, evictions = run(threads)
+    expected = run(0)
+    assert torch.equal(logits, expected[0])
+    assert (loads, evictions) == expected[1:]
+    stock = transformers.AutoModelForCausalLM.from_pretrained(qwen3, experts_implementation="eager")
+    with torch.no_grad():
+        tokens = stock.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=6, do_sample=False)
+        assert torch.equal(logits, stock(input_ids=tokens).logits)
+
+
+def test_experts_that_stay_are_packed_and_no_bit_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MIN_BYTES", 0)
+    monkeypatch.setattr(slots, "PACK_AFTER_USES", 2)
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 96, "head_dim": 32}
+    folder = tiny.save(tiny.build("Qwen3Moe", torch.bfloat16, **sizes), tmp_path)
+    model = segmoe.load(folder, experts=20)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
+    with torch.no_grad():
+        for _ in range(3):
+            tokens = model.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=8, do_sample=False)
+            expected = stock.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=8, do_sample=False)
+            assert torch.equal(tokens, expected)
+            assert torch.equal(model(input_ids=tokens).logits, stock(input_ids=tokens).logits)
+    kinds = {type(slot.tensors["down_proj"]) for slot in model.segmoe.cache._resident.values()}
+    if packing.proves_equal(128, 96, 1, torch.bfloat16, torch.get_num_threads()):
+        assert packing.PackedWeight in kinds
+    model.segmoe.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda:9", "sees 0 CUDA devices"), ("mps", "cannot be kept on mps"), ("gpu", "there is no device 'gpu'")],
+)
+def test_a_device_that_cannot_hold_experts_is_refused(qwen3: Path, device: str, message: str) -> None:
+    if device.startswith("cuda") and torch.cuda.is_available():
+        message = "was asked for"
+    with pytest.raises(ConfigError, match=message):
+        segmoe.load(qwen3, device=device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("threads", [0, 2])
+def test_on_a_cuda_device_it_is_the_stock_model_there(qwen3: Path, threads: int) -> None:
+    stock = transformers.AutoModelForCausalLM.from_pretrained(qwen3, experts_implementation="eager").to("cuda")
+    model = segmoe.load(qwen3, experts=4, device="cuda", threads=threads)
+    inputs = {"input_ids": IDS.cuda(), "attention_mask": MASK.cuda()}
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, stock(**inputs).logits)
+        tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        assert torch.equal(tokens, stock.generate(**inputs, max_new_tokens=8, do_sample=False))

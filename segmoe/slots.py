@@ -1,0 +1,184 @@
+"""Memory for one expert, on the CPU or a CUDA device, and how its bytes come there. Which expert is cache.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from segmoe.errors import ConfigError
+from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
+from segmoe.packing import PackedWeight, may_pack
+from segmoe.reader import Reader
+from segmoe.staging import Staging
+
+PACK_AFTER_USES = 4
+"""Packing a weight costs about what three uses of it then gain, so it is done for experts that stay."""
+
+Tensors = Mapping[str, torch.Tensor | PackedWeight]
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """An expert in memory; what `tensors` holds is valid until the slot is released."""
+
+    segment: Segment
+    buffer: torch.Tensor | None  # uint8; None once everything in it was packed
+    tensors: dict[str, Any] = field(default_factory=dict)
+    loading: Future[int] | None = None  # resolves to the nanoseconds that reading took
+    copied: Any = None  # event behind the copy to the device
+    uses: int = 0
+    last_step: int = 0
+
+
+class ReadTimes(NamedTuple):
+    """What one expert took."""
+
+    read_ns: int
+    waited_ns: int  # that the calling thread stood still for it
+
+
+class Slots:
+    """Fills and recycles slots. Reads in the calling thread, or with `threads` > 0 in that many of its own.
+
+    With `staged`, copies go through staging memory on the CPU too, as they do for any other device.
+    """
+
+    def __init__(self, *, threads: int = 0, device: torch.device | str = "cpu", staged: bool = False) -> None:
+        if threads < 0:
+            raise ConfigError(f"{threads} loader threads cannot read; give 0 or more")
+        self.device = torch.device(device)
+        self.threads = threads
+        self._reader = Reader()
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="segmoe-loader") if threads else None
+        self._spare: torch.Tensor | None = None
+        self._staging = Staging(self.device) if staged or self.device.type != "cpu" else None
+        self._packable: dict[tuple[str, tuple[int, ...]], bool] = {}
+
+    def start(self, segment: Segment) -> Slot:
+        """Begin to read an expert; what fails is raised by `finish`."""
+        spare, self._spare = self._spare, None
+        size = _size(segment)
+        if spare is None or len(spare) != size:
+            with torch.inference_mode(False):
+                spare = torch.empty(size, dtype=torch.uint8, device=self.device)
+        slot = Slot(segment=segment, buffer=spare)
+        # the device may still be at work on what was in the buffer: the copy must come behind that
+        behind = None if self._staging is None else self._staging.mark()
+        if self._executor is None:
+            slot.loading = Future()
+            try:
+                slot.loading.set_result(self._fill(slot, behind))
+            except BaseException as error:
+                slot.loading.set_exception(error)
+        else:
+            slot.loading = self._executor.submit(self._fill, slot, behind)
+        return slot
+
+    def finish(self, slot: Slot) -> ReadTimes:
+        """Wait until a slot that was started is filled, and tell how long that took."""
+        assert slot.loading is not None
+        began_ns = time.perf_counter_ns()
+        read_ns = slot.loading.result()
+        waited_ns = time.perf_counter_ns() - began_ns if self.threads else read_ns
+        slot.loading = None
+        if self._staging is not None:
+            self._staging.wait_for(slot.copied)
+        return ReadTimes(read_ns, waited_ns)
+
+    def use(self, slot: Slot) -> Tensors:
+        """The parameters of a filled slot by name, for one use."""
+        slot.uses += 1
+        if slot.uses == PACK_AFTER_USES:
+            self._pack(slot)
+        return slot.tensors
+
+    def release(self, slot: Slot) -> None:
+        """Take back a slot; one buffer is kept for the next expert."""
+        slot.tensors = {}
+        if slot.buffer is not None:
+            self._spare, slot.buffer = slot.buffer, None
+
+    def close(self) -> None:
+        """End the threads and close the shards; the next read starts them again."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="segmoe-loader")
+        self._spare = None
+        self._reader.close()
+
+    def _fill(self, slot: Slot, behind: Any) -> int:
+        began_ns = time.perf_counter_ns()
+        assert slot.buffer is not None
+        with torch.inference_mode(False), torch.no_grad():
+            if self._staging is None:
+                _read(slot.segment, slot.buffer, self._reader)
+            else:
+                slot.copied = self._staging.copy(
+                    lambda staged: _read(slot.segment, staged, self._reader), slot.buffer, behind
+                )
+            slot.tensors = dict(_views(slot.segment, slot.buffer))
+        return time.perf_counter_ns() - began_ns
+
+    def _pack(self, slot: Slot) -> None:
+        """Put the weights of an expert that stays into the layout that is multiplied fastest."""
+        packed = {}
+        for name, tensor in slot.tensors.items():
+            kind = (name, tuple(tensor.shape))
+            if kind not in self._packable:
+                self._packable[kind] = may_pack(tensor)
+            if self._packable[kind]:
+                packed[name] = PackedWeight(tensor, partial(self._packable.__setitem__, kind, False))
+        if packed:
+            kept = {name: tensor.clone() for name, tensor in slot.tensors.items() if name not in packed}
+            slot.tensors = {name: packed.get(name, kept.get(name)) for name in slot.tensors}
+            self._spare, slot.buffer = slot.buffer, None
+
+
+def _room(nbytes: int) -> int:
+    """Bytes that a parameter takes in a slot, whatever its address modulo ALIGNMENT."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+
+
+def _size(segment: Segment) -> int:
+    return sum(_room(part.nbytes) for part in segment.parameters) + ALIGNMENT
+
+
+def _places(segment: Segment, buffer: torch.Tensor) -> Iterator[tuple[ExpertParameter, torch.Tensor]]:
+    """Where in the buffer each parameter's bytes lie: at the address, modulo ALIGNMENT, of the stock model's."""
+    start = -buffer.data_ptr() % ALIGNMENT
+    for part in segment.parameters:
+        begin = start + part.address
+        yield part, buffer[begin : begin + part.nbytes]
+        start += _room(part.nbytes)
+
+
+def _views(segment: Segment, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    for part, raw in _places(segment, buffer):
+        yield part.name, raw.view(part.dtype).view(part.shape)
+
+
+def _read(segment: Segment, buffer: torch.Tensor, reader: Reader) -> None:
+    pieces, views = [], []
+    for part, raw in _places(segment, buffer):
+        if part.recipe is None:
+            into = memoryview(cast(Any, raw.numpy()))
+            done = 0
+            for piece in part.pieces:
+                pieces.append(piece)
+                views.append(into[done : done + piece.nbytes])
+                done += piece.nbytes
+        else:
+            stored = [torch.empty(piece.nbytes, dtype=torch.uint8) for piece in part.pieces]
+            reader.read(part.pieces, [memoryview(cast(Any, tensor.numpy())) for tensor in stored])
+            typed = [
+                tensor.view(part.dtype).view(source.shape)
+                for tensor, source in zip(stored, part.recipe.sources, strict=True)
+            ]
+            raw.view(part.dtype).view(part.shape).copy_(part.recipe.make(typed))
+    reader.read(pieces, views)

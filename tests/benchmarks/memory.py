@@ -1,0 +1,150 @@
+"""What a process holds, what the kernel keeps of its files, and a hard cap on both. Who is measured is residency.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+GROUPS = Path("/sys/fs/cgroup")
+BLOCK_BYTES = 8 << 20
+
+
+class Peak:
+    """The largest anonymous memory of a process while the context lasts; files that it maps or reads do not count."""
+
+    def __init__(self, pid: int, every_s: float = 0.005) -> None:
+        self.nbytes = 0
+        self._status = Path(f"/proc/{pid}/status")
+        self._every_s = every_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._every_s):
+            with contextlib.suppress(OSError):  # the process may be gone
+                self.nbytes = max(self.nbytes, anonymous(self._status))
+
+
+def anonymous(status: Path) -> int:
+    """RssAnon in bytes; 0 of a process that has ended."""
+    for line in status.read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def drop_cached(files: Sequence[Path]) -> None:
+    """Make the kernel forget the files' pages, so that the next read is one of the disk. Needs no rights."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def read_rate(files: Sequence[Path], block_bytes: int = BLOCK_BYTES, limit_bytes: int = 1 << 30) -> float:
+    """Bytes a second of positional reads of dropped files: the fastest of 1, 2, 4 and 8 threads."""
+    places = [
+        (file, offset) for file in files for offset in range(0, max(1, file.stat().st_size - block_bytes), block_bytes)
+    ][: max(1, limit_bytes // block_bytes)]
+    return max(_read_all(places, block_bytes, threads) for threads in (1, 2, 4, 8))
+
+
+def _read_all(places: Sequence[tuple[Path, int]], block_bytes: int, threads: int) -> float:
+    descriptors = {file: os.open(file, os.O_RDONLY) for file, _ in places}
+    drop_cached(list(descriptors))
+    buffers = threading.local()
+
+    def read(place: tuple[Path, int]) -> int:
+        if not hasattr(buffers, "block"):
+            buffers.block = bytearray(block_bytes)
+        return os.preadv(descriptors[place[0]], [buffers.block], place[1])
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            began = time.perf_counter()
+            nbytes = sum(pool.map(read, places))
+            return nbytes / (time.perf_counter() - began)
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+class NoCapError(Exception):
+    """This machine lets us cap nothing."""
+
+
+class Cap(NamedTuple):
+    """A hard cap on all memory of a process and its page cache: how to start it, and where to put its id."""
+
+    prefix: tuple[str, ...] = ()
+    procs: Path | None = None
+
+    def put(self, pid: int) -> None:
+        """Move a process under the cap; what it holds already does not count."""
+        if self.procs is not None:
+            self.procs.write_text(str(pid))
+
+
+@contextlib.contextmanager
+def hard_cap(nbytes: int | None) -> Iterator[Cap]:
+    """A memory cgroup (version 2 or 1) or a systemd scope, nothing for None; raise NoCapError where none can be had."""
+    if nbytes is None:
+        yield Cap()
+        return
+    for hierarchy, settings in (
+        (GROUPS, {"memory.max": nbytes, "memory.swap.max": 0}),
+        (GROUPS / "memory", {"memory.limit_in_bytes": nbytes, "memory.memsw.limit_in_bytes": nbytes}),
+    ):
+        group = hierarchy / f"segmoe-benchmark-{os.getpid()}"
+        first, second = settings
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if not (group / first).exists():
+                continue
+            (group / first).write_text(str(nbytes))
+            with contextlib.suppress(OSError):  # a kernel without swap accounting has no such file
+                (group / second).write_text(str(settings[second]))
+            yield Cap(procs=group / "cgroup.procs")
+            return
+        finally:
+            _remove(group)
+    if not _has_systemd():
+        raise NoCapError("no memory cap is possible here: it takes root and a memory cgroup, or systemd")
+    scope = "--user" if os.getuid() else "--system"
+    yield Cap(prefix=("systemd-run", scope, "--scope", "--quiet", f"-pMemoryMax={nbytes}", "-pMemorySwapMax=0"))
+
+
+def _remove(group: Path) -> None:
+    for _ in range(50):  # the kernel takes a moment to see that its processes have ended
+        with contextlib.suppress(OSError):
+            group.rmdir()
+            return
+        time.sleep(0.1)
+
+
+def _has_systemd() -> bool:
+    if shutil.which("systemd-run") is None:
+        return False
+    probe = ["systemd-run", "--user" if os.getuid() else "--system", "--scope", "--quiet", "true"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0

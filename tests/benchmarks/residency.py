@@ -1,0 +1,247 @@
+"""Residency against what else there is: warm, from a cold disk, and under a hard cap on memory.
+
+    python -m tests.benchmarks.residency FOLDER [--part warm] [--cap 1.9GB] [--threads 2] [--rounds 5]
+
+FOLDER is written by wide.py if it is not there. Each contender is a process of its own; they take turns, never at
+once, and every ratio is that of a pair which ran the same random ids one after the other. Decoding gives one id a pass,
+with a KV cache, so that routing varies from step to step as no repeated text does; prefill gives 256.
+
+warm     all files in the page cache: stock transformers wholly in memory (eager, batched_mm, grouped_mm) and segmoe
+         with 16 experts, 10, 25, 50 and 100% of them
+cold     the kernel forgets the files before each pass. The bound is what reading the missed experts at the disk's
+         measured rate takes, or what the in-memory model's pass takes, whichever is longer: perfect overlap
+capped   a memory cgroup around the process, page cache included, which is what a small machine is: accelerate's
+         offload to disk, as `device_map="auto"` arranges it in half of the cap and with the experts alone on disk, and
+         segmoe with what the cap leaves for experts
+
+Memory is the peak of anonymous memory (RssAnon), polled while a contender opens and while it warms up.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from segmoe.survey import survey
+from segmoe.units import format_bytes, parse_bytes
+from tests.benchmarks import wide
+from tests.benchmarks.contender import Contender, DiedError, Passes
+from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap, read_rate
+
+PROCESS_BYTES = 700 << 20
+"""What Python, torch and transformers take beside weights, with room for activations and for pages being read."""
+
+CAPS = ("1.8GB", "1.9GB", "2.6GB")  # 1.9 is half of the 3-layer model
+WITHOUT_PREFILL = ("batched_mm",)
+"""Copies the weights of each pick: 256 tokens x 8 picks of 9 MB are 19 GB, and took minutes where they fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The checkpoint and how long to measure."""
+
+    path: Path
+    threads: int = 2
+    rounds: int = 5
+    cold_rounds: int = 3  # where a pass may wait for the disk
+    steps: int = 12
+    prompt_tokens: int = 256
+    caps: tuple[str, ...] = CAPS
+    shares: tuple[int, ...] = (10, 25, 50, 100)  # per cent of the experts that are in memory, beside 16 of them
+    console: Console = field(default_factory=lambda: Console(width=None if sys.stdout.isatty() else 120))
+
+    @property
+    def files(self) -> list[Path]:
+        """The shards."""
+        return sorted(self.path.glob("*.safetensors"))
+
+    def budgets(self, total: int, below: int = 101) -> dict[str, int]:
+        """Name -> experts in memory."""
+        shares = {f"{share}%": max(1, total * share // 100) for share in self.shares if share < below}
+        return {"16 experts": 16} | shares
+
+    @property
+    def tasks(self) -> dict[str, dict[str, int]]:
+        """Passes and tokens a pass."""
+        return {
+            "decode": {"passes": self.steps, "tokens": 1},
+            "prefill": {"passes": 1, "tokens": self.prompt_tokens},
+        }
+
+
+@dataclass(slots=True)
+class Row:
+    """One contender's rates by task, a value a round."""
+
+    name: str
+    implementation: str | None = None
+    rates: dict[str, list[float]] = field(default_factory=dict)
+
+    def take_turn(self, contender: Contender, task: str, seed: int, watch: bool, **work: Any) -> None:
+        """Run one task once; a turn that is watched is not timed."""
+        if task == "prefill" and self.implementation in WITHOUT_PREFILL:
+            return
+        if self.implementation is not None:
+            contender.implement(self.implementation)
+        took = contender.run(seed=seed, watch=watch, **work)
+        if not watch:
+            self.rates.setdefault(task, []).append(work["passes"] * work["tokens"] / sum(took.seconds))
+
+    def cells(self, task: str, base: Row) -> tuple[str, str]:
+        """The median rate and the median of the ratios to another row, pair by pair."""
+        if task not in self.rates:
+            return "-", "-"
+        pairs = [mine / other for mine, other in zip(self.rates[task], base.rates[task], strict=True)]
+        return f"{statistics.median(self.rates[task]):,.1f}", f"{statistics.median(pairs):.2f}"
+
+
+def warm(bench: Bench) -> None:
+    """Everything in the page cache, no cap."""
+    found = survey(bench.path)
+    total = found.components[0].experts_expected
+    with ExitStack() as stack:
+        stock = stack.enter_context(Contender(bench.threads))
+        stock.open(bench.path, kind="stock")
+        turns = [(Row(f"stock {name}", name), stock) for name in ("eager", "batched_mm", "grouped_mm")]
+        for name, experts in bench.budgets(total).items():
+            contender = stack.enter_context(Contender(bench.threads))
+            contender.open(bench.path, kind="segmoe", experts=experts)
+            turns.append((Row(f"segmoe, {name}"), contender))
+        for task in reversed(bench.tasks):  # prefill first: it fills a cache that holds all
+            for seed in range(bench.rounds + 1):
+                for row, contender in turns:
+                    row.take_turn(contender, task, seed, watch=not seed, **bench.tasks[task])
+        base = turns[0][0]
+        table = Table("contender", "opened", "peak memory", *(cell for task in bench.tasks for cell in (task, "ratio")))
+        for row, contender in turns:
+            rates = (cell for task in bench.tasks for cell in row.cells(task, base))
+            table.add_row(row.name, f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes), *rates)
+    bench.console.print(
+        f"[bold]Warm[/bold]: tokens a second and ratio to stock eager; {total} experts of "
+        f"{format_bytes(found.components[0].expert_bytes)}, other weights {format_bytes(found.non_expert_bytes)}",
+        table,
+        sep="\n",
+    )
+
+
+def cold(bench: Bench) -> None:
+    """Every missed expert comes from the disk."""
+    one = survey(bench.path).components[0]
+    compute_s: dict[str, float] = {}  # a pass
+    with Contender(bench.threads) as stock:
+        stock.open(bench.path, kind="stock", experts_implementation="eager")
+        for task, work in bench.tasks.items():
+            stock.run(seed=0, **work)
+            compute_s[task] = statistics.median(stock.run(seed=1, **work).seconds)
+    taken: dict[tuple[str, str], list[Passes]] = {}
+    disk = [read_rate(bench.files)]  # bytes a second
+    for name, experts in bench.budgets(one.experts_expected, below=50).items():
+        with Contender(bench.threads) as contender:
+            contender.open(bench.path, kind="segmoe", experts=experts)
+            for task, work in bench.tasks.items():
+                seeds = range(bench.cold_rounds + 1)
+                turns = [contender.run(seed=seed, cold=True, **work) for seed in seeds]
+                taken.setdefault((name, task), []).extend(turns[1:])
+        disk.append(read_rate(bench.files))
+    table = Table("contender", "task", "tok/s", "of the bound", "missed experts a pass")
+    for (name, task), turns in taken.items():
+        tokens = bench.tasks[task]["passes"] * bench.tasks[task]["tokens"]
+        shares = []
+        for turn in turns:
+            read_s = [missed * one.expert_bytes / max(disk) for missed in turn.missed]
+            shares.append(sum(max(reading, compute_s[task]) for reading in read_s) / sum(turn.seconds))
+        rate = statistics.median(tokens / sum(turn.seconds) for turn in turns)
+        missed = statistics.median(missed for turn in turns for missed in turn.missed)
+        table.add_row(f"segmoe, {name}", task, f"{rate:,.2f}", f"{statistics.median(shares):.2f}", f"{missed:g}")
+    in_memory = ", ".join(f"{task} {seconds * 1e3:,.0f} ms" for task, seconds in compute_s.items())
+    bench.console.print(
+        "[bold]Cold[/bold]: medians; the bound is the longer of reading what is missed and the in-memory model's pass",
+        table,
+        f"disk: {min(disk) / 1e9:.2f} to {max(disk) / 1e9:.2f} GB/s, measured between the contenders; the bound takes "
+        f"the fastest\nin-memory pass: {in_memory}",
+        sep="\n",
+    )
+
+
+def capped(bench: Bench) -> None:
+    """A hard cap around each process, page cache included."""
+    for text in bench.caps:
+        table = Table(text, "opened", "peak memory", *(cell for task in bench.tasks for cell in (task, "ratio")))
+        base: Row | None = None
+        for name, outcome in _under(bench, parse_bytes(text)):
+            if isinstance(outcome, str):
+                table.add_row(name, outcome)
+                continue
+            row, contender = outcome
+            base = base or row
+            rates = (cell for task in bench.tasks for cell in row.cells(task, base))
+            table.add_row(name, f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes), *rates)
+        bench.console.print("[bold]Capped[/bold]: tokens a second and ratio to the first that runs", table, sep="\n")
+
+
+def _under(bench: Bench, cap_bytes: int) -> Iterator[tuple[str, tuple[Row, Contender] | str]]:
+    found = survey(bench.path)
+    one = found.components[0]
+    for name, memory in (("accelerate, auto", cap_bytes // 2), ("accelerate, experts on disk", None)):
+        with tempfile.TemporaryDirectory(dir=bench.path.parent) as offload:
+            yield name, _attempt(bench, cap_bytes, name, {"kind": "accelerate", "memory": memory, "offload": offload})
+    left = cap_bytes - found.non_expert_bytes - PROCESS_BYTES
+    experts = max(1, min(one.experts_expected, left // one.expert_bytes))
+    for held in sorted({min(16, experts), experts}):
+        name = f"segmoe, {held} experts"
+        yield name, _attempt(bench, cap_bytes, name, {"kind": "segmoe", "experts": held})
+
+
+def _attempt(bench: Bench, cap_bytes: int, name: str, settings: dict[str, Any]) -> tuple[Row, Contender] | str:
+    row = Row(name)
+    drop_cached(bench.files)  # pages that others have read would not count
+    try:
+        with hard_cap(cap_bytes) as cap, Contender(bench.threads, cap) as contender:
+            contender.open(bench.path, **settings)
+            for task, work in bench.tasks.items():
+                for seed in range(bench.cold_rounds + 1):
+                    row.take_turn(contender, task, seed, watch=not seed, **work)
+    except DiedError as died:
+        return str(died)
+    return row, contender
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {"warm": warm, "cold": cold, "capped": capped}
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, help="Only this part.")
+@click.option("--cap", "caps", multiple=True, default=CAPS, show_default=True, help="Hard caps on memory.")
+@click.option("--threads", default=2, show_default=True, help="Threads of each contender.")
+@click.option("--rounds", default=5, show_default=True, help="Timed turns of each contender.")
+@click.option("--layers", default=wide.LAYERS, show_default=True, help="Layers of a checkpoint that is not there yet.")
+@click.option("--smoke", is_flag=True, help="A tiny checkpoint and one round: does it work?")
+def main(
+    folder: Path, parts: tuple[str, ...], caps: tuple[str, ...], threads: int, rounds: int, layers: int, smoke: bool
+) -> None:
+    """Compare segmoe with stock transformers and with accelerate's offload to disk."""
+    wide.write(folder, wide.small() if smoke else wide.config(layers))
+    short: dict[str, Any] = (
+        {"rounds": 1, "cold_rounds": 1, "steps": 3, "prompt_tokens": 16, "shares": ()} if smoke else {"rounds": rounds}
+    )
+    bench = Bench(path=folder, threads=threads, caps=caps, **short)
+    for part in parts or PARTS:
+        try:
+            PARTS[part](bench)
+        except NoCapError as reason:
+            bench.console.print(f"[bold]{part.capitalize()}[/bold]: left out; {reason}")
+
+
+if __name__ == "__main__":
+    main()

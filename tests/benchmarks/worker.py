@@ -1,0 +1,108 @@
+"""One contender in a process of its own: opens a checkpoint in one way and runs passes of it when it is told to.
+
+Commands are JSON objects, one a line, on standard input; so are the answers, on standard output. The commands are
+those of `Contender` in contender.py. Nothing heavy is imported before `open`, so that its memory is all under the cap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.memory import drop_cached
+
+
+def open_model(path: str, *, kind: str, offload: str = "", memory: int | None = None, **settings: Any) -> Any:
+    """Load by stock transformers ("stock"), with accelerate's offload to disk ("accelerate"), or by segmoe.
+
+    Of accelerate: with `memory`, the library places what that many bytes hold; without, experts alone are on disk.
+    """
+    if kind == "segmoe":
+        import segmoe
+
+        return segmoe.load(path, **settings)
+    from transformers import AutoModelForCausalLM
+
+    placed: dict[str, Any] = {}
+    if kind == "accelerate":
+        placed = {"device_map": _experts_on_disk(path), "offload_folder": offload}
+        if memory is not None:
+            placed |= {"device_map": "auto", "max_memory": {"cpu": memory}}
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True, **placed, **settings).eval()
+
+
+def _experts_on_disk(path: str) -> dict[str, str]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        twin = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    experts = [name for name, module in twin.named_modules() if name.endswith(".experts")]
+    leaves = [name for name, module in twin.named_modules() if name and not list(module.children())]
+    return dict.fromkeys(leaves, "cpu") | dict.fromkeys(experts, "disk")
+
+
+class Worker:
+    """The model and how to run it."""
+
+    def open(self, path: str, **settings: Any) -> dict[str, Any]:
+        """Load; answer the time it took, imports left out."""
+        import accelerate  # noqa: F401
+        import torch
+        from transformers import Qwen3MoeForCausalLM  # noqa: F401 - what wide.py writes
+
+        import segmoe.runtime  # noqa: F401
+
+        self.torch = torch
+        self.files = sorted(Path(path).glob("*.safetensors"))
+        began = time.perf_counter()
+        self.model = open_model(path, **settings)
+        return {"seconds": time.perf_counter() - began, "threads": torch.get_num_threads()}
+
+    def implement(self, name: str) -> dict[str, Any]:
+        """Have a stock model compute its experts in another of the library's ways."""
+        self.model.set_experts_implementation(name)
+        return {}
+
+    def run(self, passes: int, tokens: int, seed: int, cold: bool = False) -> dict[str, Any]:
+        """So many passes of so many given random ids, with a KV cache; answer seconds and missed experts of each.
+
+        With `cold`, the kernel forgets the checkpoint's pages before each pass, outside of the time.
+        """
+        torch = self.torch
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(1, self.model.config.vocab_size, (passes, 1, tokens), generator=generator)
+        seconds, missed, past = [], [], None
+        with torch.inference_mode():
+            for one in ids:
+                if cold:
+                    drop_cached(self.files)
+                before = self._misses()
+                began = time.perf_counter()
+                past = self.model(input_ids=one, past_key_values=past, use_cache=True, logits_to_keep=1).past_key_values
+                seconds.append(time.perf_counter() - began)
+                missed.append(self._misses() - before)
+        return {"seconds": seconds, "missed": missed}
+
+    def _misses(self) -> int:
+        runtime = getattr(self.model, "segmoe", None)
+        return 0 if runtime is None else runtime.cache.counters.misses
+
+
+def main() -> None:
+    """Answer until there are no more commands."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    worker = Worker()
+    for line in sys.stdin:
+        command = json.loads(line)
+        answer = getattr(worker, command.pop("do"))(**command)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

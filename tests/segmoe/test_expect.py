@@ -1,0 +1,186 @@
+"""What a layer says it is about to ask for: the same loads and evictions with and without loader threads."""
+
+from collections import OrderedDict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segmoe.cache import ExpertCache
+from segmoe.errors import CheckpointError, ConfigError
+from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded
+from segmoe.manifest import ExpertParameter, Piece, Segment
+from segmoe.policies import Lru
+from segmoe.slots import Slots
+
+SIZE, COUNT = 24, 12
+PASSES = st.lists(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=8, unique=True).map(sorted), max_size=12)
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> dict[ExpertKey, Segment]:
+    file = tmp_path_factory.mktemp("experts") / "all"
+    file.write_bytes(b"".join(np.full(SIZE // 2, expert, np.uint16).tobytes() for expert in range(COUNT)))
+    found = {}
+    for expert in range(COUNT):
+        key = ExpertKey("model", 0, expert)
+        pieces = (Piece(file, expert * SIZE + 10, SIZE - 10), Piece(file, expert * SIZE, 10))  # neighbours, swapped
+        part = ExpertParameter(
+            name="w", dtype=torch.int16, shape=(3, 4), nbytes=SIZE, address=2 * expert, pieces=pieces
+        )
+        found[key] = Segment(key=key, parameters=(part,), nbytes=SIZE)
+    return found
+
+
+def tape(segments, passes, capacity, slots) -> tuple[list, ExpertCache]:
+    """Play the passes as a layer does; return who was loaded and evicted, each in its order."""
+    loads, evictions = [], []
+
+    def note(event) -> None:
+        (loads if isinstance(event, ExpertLoaded) else evictions).append(event.key.expert)
+
+    cache = ExpertCache(segments, Lru(), capacity_experts=capacity, slots=slots, emit=note)
+    keys = list(segments)
+    for step, experts in enumerate(passes):
+        cache.step = step
+        cache.expect([keys[expert] for expert in experts])
+        cache.check_integrity()
+        for expert in experts:
+            assert (cache.get(keys[expert])["w"] == expert).all()
+            cache.check_integrity()
+    return [loads, evictions], cache
+
+
+def plain(passes, capacity: int) -> tuple[list, int]:
+    """The same in a few lines that share nothing with the cache."""
+    resident: OrderedDict[int, None] = OrderedDict()
+    loads, evictions, hits = [], [], 0
+    for experts in passes:
+        for place, expert in enumerate(experts):
+            if expert in resident:
+                hits += 1
+            else:
+                loads.append(expert)
+                if len(resident) == capacity:
+                    later = experts[place + 1 :]
+                    free = [other for other in resident if other not in later]
+                    leaves = free[0] if free else max(other for other in resident if other in later)
+                    evictions.append(leaves)
+                    del resident[leaves]
+            resident[expert] = None
+            resident.move_to_end(expert)
+    return [loads, evictions], hits
+
+
+@settings(max_examples=80, deadline=None)
+@given(passes=PASSES, capacity=st.integers(1, COUNT))
+def test_it_decides_as_a_plain_lru_that_keeps_what_the_layer_still_needs(segments, passes, capacity) -> None:
+    expected, hits = plain(passes, capacity)
+    found, cache = tape(segments, passes, capacity, Slots())
+    assert found == expected
+    assert cache.counters.hits == hits
+
+
+@settings(max_examples=40, deadline=None)
+@given(passes=PASSES, capacity=st.integers(1, COUNT), threads=st.integers(1, 3), staged=st.booleans())
+def test_threads_and_staging_change_no_decision_and_no_byte(segments, passes, capacity, threads, staged) -> None:
+    expected, hits = plain(passes, capacity)
+    slots = Slots(threads=threads, staged=staged)
+    found, cache = tape(segments, passes, capacity, slots)
+    assert found == expected
+    assert cache.counters.hits == hits
+    cache.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(passes=PASSES, capacity=st.integers(1, COUNT), seed=st.integers(0, 99))
+def test_a_layer_may_ask_in_another_order_or_for_fewer(segments, passes, capacity, seed) -> None:
+    """As after an error in the middle of a layer, or in a family that does not count upwards."""
+    cache = ExpertCache(segments, Lru(), capacity_experts=capacity, slots=Slots(threads=2))
+    keys, order = list(segments), np.random.default_rng(seed)
+    for experts in passes:
+        cache.expect([keys[expert] for expert in experts])
+        for expert in order.permutation(experts)[: len(experts) - 1]:
+            assert (cache.get(keys[expert])["w"] == expert).all()
+            cache.check_integrity()
+    cache.close()
+
+
+def test_a_pinned_expert_is_never_the_one_that_leaves(segments) -> None:
+    keys = list(segments)
+    cache = ExpertCache(segments, Lru(), capacity_experts=2)
+    cache.get(keys[5])
+    cache.pin(keys[5])
+    cache.expect(keys[:6])
+    for key in keys[:6]:
+        cache.get(key)
+        assert keys[5] in cache
+    (other,) = (key for key in keys if key in cache and key != keys[5])
+    cache.pin(other)
+    with pytest.raises(ConfigError, match="all 2 experts in memory are pinned"):
+        cache.get(keys[0])
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_expert_that_cannot_be_read_raises_at_its_turn_and_the_rest_stays_whole(segments, tmp_path, threads) -> None:
+    short = tmp_path / "short"
+    short.write_bytes(b"x" * 10)
+    keys = list(segments)
+    part = segments[keys[1]].parameters[0]
+    lost = replace(segments[keys[1]], parameters=(replace(part, pieces=(Piece(short, 0, SIZE),)),))
+    cache = ExpertCache({**segments, keys[1]: lost}, Lru(), capacity_experts=4, slots=Slots(threads=threads))
+    cache.expect(keys[:3])
+    assert (cache.get(keys[0])["w"] == 0).all()
+    with pytest.raises(CheckpointError, match="ended 14 bytes early"):
+        cache.get(keys[1])
+    cache.check_integrity()
+    cache.expect(keys[2:4])
+    assert (cache.get(keys[2])["w"] == 2).all()
+    cache.check_integrity()
+    assert keys[1] not in cache
+    cache.close()
+
+
+def test_waiting_is_told_apart_from_reading(segments) -> None:
+    events: list = []
+    cache = ExpertCache(segments, Lru(), slots=Slots(threads=1), emit=events.append)
+    cache.expect(list(segments))
+    for slot in list(cache._resident.values()):
+        slot.loading.result()  # all are read before anyone asks
+    for key in segments:
+        cache.get(key)
+    assert len(events) == COUNT
+    assert sum(event.waited_ns for event in events) < sum(event.read_ns for event in events)
+    cache.close()
+
+
+def test_neighbours_in_a_file_are_one_read(segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    import segmoe.reader
+
+    calls = []
+    preadv = segmoe.reader.os.preadv
+    monkeypatch.setattr(segmoe.reader.os, "preadv", lambda *args: calls.append(args) or preadv(*args))
+    cache = ExpertCache(segments, Lru())
+    assert (cache.get(next(iter(segments)))["w"] == 0).all()
+    assert len(calls) == 1
+
+
+def test_threads_below_zero_are_refused() -> None:
+    with pytest.raises(ConfigError, match="-1 loader threads"):
+        Slots(threads=-1)
+
+
+def test_when_the_layer_needs_all_that_is_in_memory_the_last_needed_leaves_and_the_reason_is_told(segments) -> None:
+    events: list = []
+    cache = ExpertCache(segments, Lru(), capacity_experts=2, emit=events.append)
+    keys = list(segments)
+    for layer in (keys[3:5], [keys[0], keys[3], keys[4]]):
+        cache.expect(layer)
+        for key in layer:
+            cache.get(key)
+    evicted = [event for event in events if isinstance(event, ExpertEvicted)]
+    assert evicted[0].key == keys[4]
+    assert [event.reason for event in evicted] == ["layer", "capacity"]

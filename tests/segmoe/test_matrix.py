@@ -1,0 +1,100 @@
+"""Nine families x dtype x layout on disk x budget, each against stock eager: prefill and three ways of generating."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import segmoe
+from segmoe.runtime import quiet_transformers
+from tests import omni
+from tests.families.configs import EXPERTS, LAYERS, Family
+from tests.families.sweep import LAYOUTS, build, left_padded, names_of
+
+TEXT = (
+    "Qwen3MoeForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "MixtralForCausalLM",
+    "OlmoeForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "GptOssForCausalLM",
+    "Qwen3VLMoeForConditionalGeneration",
+    "Qwen3OmniMoeThinkerForConditionalGeneration",
+)
+ONE_LAYOUT = ("GptOssForCausalLM", "Qwen3VLMoeForConditionalGeneration")  # stacked on the hub too
+CASES = [(name, layout) for name in TEXT for layout in LAYOUTS if name not in ONE_LAYOUT or layout == "hub"]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+MODES = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "top_k": 50},
+    "beam": {"do_sample": False, "num_beams": 3},
+}
+
+
+def trace(model) -> dict[str, torch.Tensor]:
+    """All that is compared: logits of a left-padded batch; tokens, logits and the generator after each generation."""
+    inputs = left_padded()
+    with torch.no_grad():
+        found = {"logits": model(**inputs).logits}
+        for mode, options in MODES.items():
+            torch.manual_seed(3)
+            answer = model.generate(
+                **inputs, max_new_tokens=4, output_logits=True, return_dict_in_generate=True, **options
+            )
+            found |= {f"{mode} tokens": answer.sequences, f"{mode} logits": torch.stack(answer.logits)}
+            found[f"{mode} random state"] = torch.get_rng_state()
+    return found
+
+
+def load_stock(cls, folder: Path):
+    with quiet_transformers():
+        return cls.from_pretrained(folder, dtype="auto", experts_implementation="eager").eval()
+
+
+@DTYPES
+@pytest.mark.parametrize(("name", "layout"), CASES, ids=[f"{name}-{layout}" for name, layout in CASES])
+def test_every_budget_gives_the_stock_models_bits(name: str, layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    cls = getattr(transformers, name)
+    build(Family(cls.config_class.model_type, cls)).to(dtype).save_pretrained(
+        tmp_path, save_original_format=LAYOUTS[layout]
+    )
+    wanted = trace(load_stock(cls, tmp_path))
+    assert not torch.equal(wanted["greedy tokens"], wanted["sampled tokens"])
+    total = len(segmoe.load(tmp_path).segmoe.manifest.experts)
+    assert total in (LAYERS * EXPERTS, (LAYERS - 1) * EXPERTS)
+    for experts in (2, total // 3, total):
+        model = segmoe.load(tmp_path, experts=experts)
+        found = trace(model)
+        assert not {key for key in wanted if not torch.equal(found[key], wanted[key])}, f"{experts} experts"
+        assert len(model.segmoe.cache) <= experts
+        model.segmoe.cache.check_integrity()
+        model.segmoe.close()
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_the_two_layouts_are_two_where_the_matrix_says_so(name: str, tmp_path: Path) -> None:
+    cls = getattr(transformers, name)
+    model = build(Family(cls.config_class.model_type, cls))
+    for layout, original in LAYOUTS.items():
+        model.save_pretrained(tmp_path / layout, save_original_format=original)
+    assert (names_of(tmp_path / "hub") != names_of(tmp_path / "stacked")) == (name not in ONE_LAYOUT)
+
+
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty` with `inputs_embeds`:UserWarning")
+@DTYPES
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_full_omni_speaks_alike(layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Its ways of generating are those of its thinker and talker; speech takes one turn at a time."""
+    omni.build(dtype).save_pretrained(tmp_path, save_original_format=LAYOUTS[layout])
+    stock = load_stock(transformers.Qwen3OmniMoeForConditionalGeneration, tmp_path)
+    modes = {"sampled": {}, "greedy": {"thinker_do_sample": False, "talker_do_sample": False}}
+    wanted = {mode: omni.speak(stock, **options) for mode, options in modes.items()}
+    assert all(wave.numel() > 50 and wave.abs().max() > 0 for _, wave in wanted.values())
+    for experts in (2, 16, 48):
+        model = segmoe.load(tmp_path, experts=experts)
+        assert type(model) is type(stock)
+        for mode, options in modes.items():
+            tokens, wave = omni.speak(model, **options)
+            assert torch.equal(tokens, wanted[mode][0]) and torch.equal(wave, wanted[mode][1]), (experts, mode)
+        model.segmoe.close()

@@ -1,0 +1,101 @@
+"""A packed weight gives stock's bits or becomes the plain weight again."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segmoe import packing
+from segmoe.packing import PackedWeight, may_pack, proves_equal
+
+SHAPES = ((1536, 2048), (2048, 768), (96, 128), (128, 48), (100, 60))
+CAN_PACK = proves_equal(1536, 2048, 1, torch.bfloat16, 1)
+needs_packing = pytest.mark.skipif(not CAN_PACK, reason="this build of torch has no packed weights")
+
+
+def never() -> None:
+    raise AssertionError("the weight became plain")
+
+
+@needs_packing
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_its_products_are_the_plain_ones_bit_for_bit(shape, dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    bias = torch.randn(shape[0], generator=generator).to(dtype)
+    for rows in (1, 2, 3, 8, 17, 64):
+        x = torch.randn(rows, shape[1], generator=generator).to(dtype)
+        packed = PackedWeight(weight, lambda: None)
+        assert torch.equal(F.linear(x, packed), F.linear(x, weight))
+        assert torch.equal(F.linear(x, packed, bias), F.linear(x, weight, bias))
+
+
+@needs_packing
+def test_the_proof_sees_another_order_of_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_pack", lambda weight: weight.flip(1))
+    monkeypatch.setattr(packing, "_multiply", lambda x, packed, bias: F.linear(x.flip(1), packed, bias))
+    proves_equal.cache_clear()
+    for n, k in SHAPES:
+        assert not proves_equal(n, k, 4, torch.bfloat16, 1)
+    proves_equal.cache_clear()
+
+
+@needs_packing
+def test_what_is_not_proved_is_multiplied_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    weight, x = torch.randn(64, 64).bfloat16(), torch.randn(2, 64).bfloat16()
+    packed = PackedWeight(weight, lambda: told.append(True))
+    monkeypatch.setattr(packing, "proves_equal", lambda *args: False)
+    assert torch.equal(F.linear(x, packed), F.linear(x, weight))
+    assert told == [True]
+
+
+@needs_packing
+def test_any_other_use_is_as_with_the_plain_weight() -> None:
+    weight, x = torch.randn(64, 32).bfloat16(), torch.randn(2, 32).bfloat16()
+    uses = (
+        lambda w: x @ w.T,
+        lambda w: torch.matmul(x, w.t()),
+        lambda w: F.linear(input=x, weight=w),
+        lambda w: F.linear(x[None], w),
+        lambda w: w.float().sum(),
+        lambda w: torch.cat([w, w]),
+    )
+    for use in uses:
+        told = []
+        assert torch.equal(use(PackedWeight(weight, lambda told=told: told.append(True))), use(weight))
+        assert told
+    assert torch.equal(PackedWeight(weight, never).to_dense(), weight)
+
+
+@needs_packing
+def test_a_product_in_another_precision_fails_as_stock_does() -> None:
+    weight = torch.randn(64, 32).bfloat16()
+    x = torch.randn(2, 32)
+    with pytest.raises(RuntimeError) as stock:
+        F.linear(x, weight)
+    with pytest.raises(RuntimeError) as ours:
+        F.linear(x, PackedWeight(weight, lambda: None))
+    assert str(ours.value) == str(stock.value)
+
+
+@needs_packing
+def test_autocast_is_as_with_the_plain_weight() -> None:
+    weight, x = torch.randn(64, 32).half(), torch.randn(2, 32).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        product = F.linear(x, PackedWeight(weight, lambda: None))
+        assert product.dtype == torch.bfloat16
+        assert torch.equal(product, F.linear(x, weight))
+
+
+def test_only_large_matrices_of_half_precision_are_packed() -> None:
+    assert not may_pack(torch.zeros(8, 8, dtype=torch.bfloat16))
+    assert not may_pack(torch.zeros(1024, 1024))
+    assert not may_pack(torch.zeros(1 << 20, dtype=torch.bfloat16))
+
+
+def test_the_users_random_numbers_are_left_alone() -> None:
+    before = torch.get_rng_state()
+    proves_equal.cache_clear()
+    proves_equal(32, 32, 1, torch.bfloat16, 1)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,85 @@
+"""The benchmarks run, and what they measure with is right. Their figures are those of `make bench`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+
+from segmoe.survey import survey
+from tests.benchmarks import hub, residency, wide
+from tests.benchmarks.contender import Contender, DiedError
+from tests.benchmarks.memory import NoCapError, Peak, hard_cap, read_rate
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wide")
+    wide.write(folder, wide.small())
+    return folder
+
+
+def test_the_wide_checkpoint_is_complete_and_always_the_same(small: Path, tmp_path: Path) -> None:
+    assert survey(small).is_complete
+    wide.write(tmp_path, wide.small())
+    (shard,) = (file.name for file in small.glob("*.safetensors"))
+    assert (small / shard).read_bytes() == (tmp_path / shard).read_bytes()
+    with safe_open(small / shard, "pt") as tensors:
+        names = list(tensors.keys())
+        gate = tensors.get_tensor("model.layers.1.mlp.gate.weight")
+    assert len(names) == len(set(names)) and torch.equal(
+        gate, wide.weights("model.layers.1.mlp.gate.weight", gate.shape)
+    )
+
+
+def test_the_real_shape_is_that_of_qwen3_30b() -> None:
+    from transformers import Qwen3MoeForCausalLM
+
+    tensors = hub.hub_tensors(Qwen3MoeForCausalLM, wide.config(1))
+    expert = [tensor for name, tensor in tensors.items() if ".experts.77." in name]
+    assert [tuple(tensor.shape) for tensor in expert] == [(2048, 768), (768, 2048), (768, 2048)]
+    assert sum(2 * tensor.numel() for tensor in expert) == 9_437_184
+    assert sum(".down_proj." in name for name in tensors) == 128
+
+
+def test_a_shard_is_as_full_as_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "SHARD_BYTES", 100)
+    tensors = {name: torch.empty(size, dtype=torch.bfloat16) for name, size in (("a", 30), ("b", 20), ("c", 1))}
+    packed = list(hub.shards(tensors, tmp_path))
+    assert [list(shard.tensors) for shard in packed] == [["a", "b"], ["c"]]
+
+
+def test_each_part_prints_its_table(small: Path) -> None:
+    options = [str(small), "--smoke", "--threads", "1", "--part", "cold"]
+    outcome = CliRunner().invoke(residency.main, options, catch_exceptions=False)
+    assert outcome.exit_code == 0
+    assert "segmoe, 16 experts" in outcome.output and "of the bound" in outcome.output
+
+
+def test_memory_that_a_process_held_for_a_moment_is_seen_and_files_are_not(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(80 << 20))
+    code = (
+        "import mmap, time; f = open(%r, 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); sum(m[::4096]);"
+        "b = bytearray(b'x') * (50 << 20); time.sleep(0.2); del b; time.sleep(0.1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code % str(file)]) as process, Peak(process.pid) as peak:
+        process.wait()
+    assert 50 << 20 < peak.nbytes < 75 << 20
+
+
+def test_a_contender_that_outgrows_its_cap_is_killed_and_a_broken_one_tells_why(small: Path, tmp_path: Path) -> None:
+    with Contender(1) as contender, pytest.raises(DiedError, match="no_such_way"):
+        contender.open(small, kind="stock", experts_implementation="no_such_way")
+    try:
+        with hard_cap(100 << 20) as cap, Contender(1, cap) as contender, pytest.raises(DiedError, match="for memory"):
+            contender.open(small, kind="stock")
+    except NoCapError as reason:
+        pytest.skip(str(reason))
+
+
+def test_a_read_rate_is_that_of_all_the_bytes(small: Path) -> None:
+    assert 1e6 < read_rate(sorted(small.glob("*.safetensors")), block_bytes=1 << 16) < 1e12
