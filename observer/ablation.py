@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from observer.corpus import Text
 from observer.errors import ObserverError
+from segmoe.building import quiet_transformers, read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.events import ExpertKey
 from segmoe.manifest import build_manifest
-from segmoe.runtime import quiet_transformers, read_config
 
 Array = NDArray[np.float64]
 

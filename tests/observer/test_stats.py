@@ -68,9 +68,9 @@ def batch_magnitude(data: Picks, expert: int) -> tuple[float, ...]:
 
 
 def batch_blocks(data: Picks, expert: int) -> tuple[float, ...]:
-    per_token = np.where(data.ids == expert, data.impact, 0).sum(axis=1)
-    full = len(per_token) // 128
-    s = per_token[: full * 128].reshape(full, 128).mean(axis=1)
+    per_token = np.where(data.ids == expert, data.impact**1.5, 0).sum(axis=1)
+    full = len(per_token) // 256
+    s = per_token[: full * 256].reshape(full, 256).mean(axis=1)
     return full, s.mean(), ((s - s.mean()) ** 2).sum()
 
 
@@ -143,7 +143,7 @@ def test_texts_one_by_one_give_what_they_give_in_batches(kind: type[Estimator]) 
 
 @every_estimator
 def test_merging_equals_observing_everything(kind: type[Estimator]) -> None:
-    parts = texts(3, [64, 192, 100, 28, 128, 256])
+    parts = texts(3, [64, 192, 200, 56, 256, 300])
     both = fed(kind, parts[:4])  # ends at the border of a block
     both.merge(fed(kind, parts[4:]))
     equal(both, fed(kind, parts))
@@ -201,13 +201,13 @@ def test_spread_of_values_near_1e8_is_kept() -> None:
     assert total.m2[0] / 4000 == pytest.approx(values.var(), rel=1e-6)
 
 
-def test_a_rest_of_64_tokens_counts_at_the_end_and_63_do_not() -> None:
-    for tokens, blocks in [(63, 0), (64, 1), (128, 1), (191, 1), (192, 2)]:
+def test_a_rest_of_half_a_block_counts_at_the_end_and_less_does_not() -> None:
+    for tokens, blocks in [(127, 0), (128, 1), (256, 1), (383, 1), (384, 2)]:
         estimator = Blocks.zeros(**SHAPE)
         estimator.update(picks(np.random.default_rng(8), tokens))
         assert estimator.closed().get().blocks[0, 0] == blocks
-        assert estimator.closed(rest_counts=False).get().blocks[0, 0] == tokens // 128
-        assert estimator.get().blocks[0, 0] == tokens // 128  # closing changes a copy
+        assert estimator.closed(rest_counts=False).get().blocks[0, 0] == tokens // 256
+        assert estimator.get().blocks[0, 0] == tokens // 256  # closing changes a copy
 
 
 def test_three_uses_in_a_window_say_nothing() -> None:
