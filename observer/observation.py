@@ -24,7 +24,7 @@ from observer.state import Arrays, below, counts_of, of_counts, under
 from observer.stats import Picks
 from observer.totals import ScoreTable, TextSeen, Totals, Window
 from observer.trust import DEFAULTS, TrustSettings
-from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded, Routed, StepDone
+from segmoe.events import Counted, Event, ExpertEvicted, ExpertKey, ExpertLoaded, Routed, StepDone
 
 ALL = "*"
 """The context that stands for all contexts together; no corpus may use it."""
@@ -100,6 +100,8 @@ class Observation:
         """Take one event; loads and evictions are counted with the step they belong to."""
         if isinstance(event, Routed):
             self._routed(event)
+        elif isinstance(event, Counted):
+            self._counted(event)
         elif isinstance(event, StepDone):
             self._step_done(event)
         elif isinstance(event, (ExpertLoaded, ExpertEvicted)):
@@ -198,6 +200,21 @@ class Observation:
         self._asked.append((event.component, event.layer, experts[experts < self.grids[event.component].experts]))
         if self._evidence:
             self._assemblies[event.component].routed(event)
+
+    def _counted(self, event: Counted) -> None:
+        """Take counts, which tell loads and weights only."""
+        row = self._grid(event.component, event.layer).rows[event.layer]
+        self._asked.append((event.component, event.layer, np.flatnonzero(event.uses.sum(axis=0))))
+        if not self._evidence:
+            return
+        self._unused("no routing captured", [event.step])
+        announced = min(len(event.uses), len(self._context))
+        usages = [(self.details[event.component].usage, np.ones(announced, np.bool_))]
+        for index in np.unique(self._context[:announced]):
+            ledger = self.ledgers[event.component, self.contexts[index]]
+            usages.append((ledger.usage, self._context[:announced] == index))
+        for usage, mine in usages:
+            usage.count(row, event.uses[:announced][mine].sum(axis=0), event.weights[:announced][mine].sum(axis=0))
 
     def _moved(self, event: ExpertLoaded | ExpertEvicted) -> None:
         self.residency.take(event)
