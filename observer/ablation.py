@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from observer.errors import ObserverError
 from segmoe.building import quiet_transformers, read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.events import ExpertKey
-from segmoe.manifest import build_manifest
+from segmoe.manifest import build_manifest, experts_modules
 
 Array = NDArray[np.float64]
 
@@ -64,28 +64,17 @@ def ablate(
     """
     kept = None if cache is None else cache / f"ablation-{_digest(checkpoint, texts, max_tokens)}.npz"
     known = _read(kept)
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, experts_implementation="eager"
-        ).eval()
-    banks = {
-        (path.split(".")[0], int(path.split("layers.")[1].split(".")[0])): module
-        for path, module in model.named_modules()
-        if hasattr(module, "_is_expert_parallel")
-    }
+    model, banks = stock(checkpoint)
     every = [ExpertKey(*place, expert) for place, module in banks.items() for expert in range(module.num_experts)]
     wanted = every if experts is None else list(experts)
     if unknown := sorted(set(wanted) - set(every)):
         raise ObserverError(f"{checkpoint} has no expert {tuple(unknown[0])}; choose among its own")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    ids = [tokenizer(text.text)["input_ids"][:max_tokens] for text in texts]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    batches = [_pad(ids, order[start : start + batch]) for start in range(0, len(order), batch)]
+    ids, batches = _batches(checkpoint, texts, max_tokens, batch)
     missing = [key for key in wanted if key not in known]
     intact = _nll(model, batches, len(ids)) if missing else np.zeros(len(ids))
     saved_s = time.monotonic()
     for key in missing:
-        handle = banks[key.component, key.layer].register_forward_pre_hook(_without(key.expert))
+        handle = banks[key.component, key.layer].register_forward_pre_hook(_without([key.expert]))
         known[key] = _nll(model, batches, len(ids)) - intact
         handle.remove()
         progress(len(wanted) - len(missing) + missing.index(key) + 1, len(wanted))
@@ -94,6 +83,51 @@ def ablate(
             saved_s = time.monotonic()
     predicted = np.array([max(len(text) - 1, 0) for text in ids], np.float64)
     return Ablation(wanted, [text.context for text in texts], np.stack([known[key] for key in wanted]), predicted)
+
+
+def nll_keeping(
+    checkpoint: Path,
+    texts: Sequence[Text],
+    kept: Sequence[Collection[ExpertKey]],
+    *,
+    max_tokens: int = 256,
+    batch: int = 8,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
+    """Next-token NLL per token with no experts but these, for each choice of experts to keep."""
+    model, banks = stock(checkpoint)
+    ids, batches = _batches(checkpoint, texts, max_tokens, batch)
+    predicted = sum(max(len(text) - 1, 0) for text in ids)
+    found = []
+    for number, chosen in enumerate(kept):
+        handles = []
+        for place, module in banks.items():
+            gone = [expert for expert in range(module.num_experts) if ExpertKey(*place, expert) not in chosen]
+            handles.append(module.register_forward_pre_hook(_without(gone)))
+        found.append(float(_nll(model, batches, len(ids)).sum()) / predicted)
+        for handle in handles:
+            handle.remove()
+        progress(number + 1, len(kept))
+    return found
+
+
+def stock(checkpoint: Path) -> tuple[Any, dict[tuple[str, int], Any]]:
+    """The stock model in fp32 and its experts modules by component and layer."""
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=torch.float32, experts_implementation="eager"
+        ).eval()
+    banks = {(place.component, place.layer): model.get_submodule(place.path) for place in experts_modules(model)}
+    return model, banks
+
+
+def _batches(
+    checkpoint: Path, texts: Sequence[Text], max_tokens: int, batch: int
+) -> tuple[list[list[int]], list[_Batch]]:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    ids = [tokenizer(text.text)["input_ids"][:max_tokens] for text in texts]
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    return ids, [_pad(ids, order[start : start + batch]) for start in range(0, len(order), batch)]
 
 
 def _digest(checkpoint: Path, texts: Sequence[Text], max_tokens: int) -> str:
@@ -120,10 +154,12 @@ def _write(kept: Path, known: dict[ExpertKey, Array]) -> None:
     partial.replace(kept)
 
 
-def _without(expert: int) -> Callable[..., Any]:
+def _without(experts: Sequence[int]) -> Callable[..., Any]:
+    gone = torch.tensor(experts, dtype=torch.long)
+
     def hook(module: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden, ids, weights = arguments
-        return hidden, ids, weights.masked_fill(ids == expert, 0.0)
+        return hidden, ids, weights.masked_fill(torch.isin(ids, gone), 0.0)
 
     return hook
 

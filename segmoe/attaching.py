@@ -6,7 +6,7 @@
 
 Only hooks are added, and `detach` removes them. All weights are in memory, so there are no residency events. What a
 pick contributed is read from the last step of the implementation, `index_add_` of each expert (eager) or a sum over
-picks (batched_mm, grouped_mm); nothing is computed twice. Other implementations, and compiled models, tell routing only.
+picks (batched_mm, grouped_mm); nothing is computed twice. Other implementations, and compiled models, tell routing.
 """
 
 from __future__ import annotations
