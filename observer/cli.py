@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TextIO, TypeVar
+from typing import Any
 
 import click
 
-from observer.errors import ObserverError
+from observer import config_file
+from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
+from observer.commands.db import db
+from observer.commands.runs import runs
+from observer.commands.trace import trace
+from observer.residency import EVENTS_CAP
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
-from segmoe.errors import SegmoeError
-
-P = ParamSpec("P")
-R = TypeVar("R")
-INTERRUPTED = 130
-DB = Path("observer.db")
-
-db_option = click.option("--db", type=click.Path(path_type=Path), default=DB, show_default=True, help="The record.")
-
-
-def expected_failures(command: Callable[P, R]) -> Callable[P, R]:
-    """Print one line and exit with 1 for what is expected to go wrong; a bug keeps its traceback."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (SegmoeError, ObserverError) as error:
-            click.echo(f"observer: {' '.join(str(error).split())}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-
-    return run
+from segmoe.policies import DEFAULT_POLICY
 
 
 @click.group(context_settings={"auto_envvar_prefix": "OBSERVER", "help_option_names": ["-h", "--help"]})
@@ -48,14 +28,28 @@ def main() -> None:
 
 @main.command()
 @click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=config_file.apply,
+    expose_value=False,
+    help="TOML file of these settings; flags and environment go before it.",
+)
+@click.option(
     "--model", type=click.Path(path_type=Path), default=MODEL, help="A checkpoint; without it the embedded one."
 )
-@click.option("--corpus", type=click.Path(path_type=Path), default=CORPUS, help="JSONL texts; without it the embedded.")
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path),
+    default=CORPUS,
+    help="JSONL, a folder of .txt files, Parquet, or - for JSONL on stdin; without it the embedded texts.",
+)
 @db_option
 @click.option("--experts", type=click.IntRange(min=1), help="Experts in memory at most.  [default: a quarter of them]")
 @click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts.")
-@click.option("--policy", default="lru", show_default=True, help="Who leaves memory first.")
-@click.option("--run", help="Name of the run.  [default: made from the time]")
+@click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="Who leaves memory first.")
+@click.option("--trust-from", help="Name of an earlier run in the record, for policies that rank by trust.")
+@click.option("--run", help="Name of the run; an unfinished one goes on.  [default: made from the time]")
 @click.option(
     "--generate", type=click.IntRange(min=0), default=0, help="Then continue the first texts by so many tokens."
 )
@@ -63,50 +57,53 @@ def main() -> None:
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Texts a scoring pass.")
 @click.option("--max-tokens", type=click.IntRange(min=2), default=256, show_default=True, help="Of a text; cut there.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first texts of the corpus.")
+@click.option("--loop", is_flag=True, help="Observe the corpus again and again, each time in another order.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the orders of --loop.")
+@click.option("--total-tokens", type=click.IntRange(min=1), help="Score no further batch after so many tokens.")
+@click.option("--time-limit", help="End this start of the job after 90, 90m, 8h, 7d; the same command goes on.")
 @click.option("--keep-text", is_flag=True, help="Store the texts in the record.")
 @click.option("--no-verify", is_flag=True, help="Do not compare with the stock model first.")
+@click.option(
+    "--residency-events",
+    type=click.IntRange(min=0),
+    default=EVENTS_CAP,
+    show_default=True,
+    help="Loads and evictions to keep one by one.",
+)
+@click.option("--trace", is_flag=True, help="Keep each token's picks in Parquet files beside the record.")
+@click.option("--trace-every", type=click.IntRange(min=1), default=1, show_default=True, help="Of so many texts, one.")
+@click.option("--trace-cap", default="10GiB", show_default=True, help="Size of all files of the trace together.")
+@click.option("--trace-impacts", is_flag=True, help="Keep each pick's impact in the trace, too.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Tell Prometheus how the job is, on this port.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line instead of a report.")
+@click.pass_context
 @expected_failures
-def run(
-    model: Path,
-    corpus: Path,
-    db: Path,
-    experts: int | None,
-    budget: str | None,
-    policy: str,
-    run: str | None,
-    generate: int,
-    generate_texts: int,
-    batch: int,
-    max_tokens: int,
-    limit: int | None,
-    keep_text: bool,
-    no_verify: bool,
-) -> None:
-    """Run a model on a corpus and record how far each expert can be relied on."""
-    if experts is not None and budget is not None:
-        raise click.UsageError("give --experts or --budget, not both")
-    from observer.job import JobConfig, run_job
-    from observer.progress import JobProgress
+def run(context: click.Context, /, no_verify: bool, as_json: bool, **settings: Any) -> None:
+    """Run a model on a corpus and record how far each expert can be relied on.
 
-    config = JobConfig(
-        model=model,
-        corpus=corpus,
-        db=db,
-        experts=experts,
-        budget=budget,
-        policy=policy,
-        run=run,
-        generate=generate,
-        generate_texts=generate_texts,
-        batch=batch,
-        max_tokens=max_tokens,
-        limit=limit,
-        keep_text=keep_text,
-        verify=not no_verify,
-    )
-    result = run_job(config, JobProgress())
-    _report(db, result.run)
-    sys.exit(INTERRUPTED if result.status == "cancelled" else 0)
+    Each option can also be set in the environment (OBSERVER_RUN_BATCH=4) or in the file of --config (batch = 4). With
+    the name of an unfinished run and the same settings the job goes on exactly where that one stopped.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all events were recorded, 130 interrupted.
+    """
+    if settings["experts"] is not None and settings["budget"] is not None:
+        kept = config_file.stronger(context, "experts", "budget")
+        if kept is None:
+            raise click.UsageError("give --experts or --budget, not both")
+        settings["budget" if kept == "experts" else "experts"] = None
+    from observer.job import JobConfig, run_job
+    from observer.progress import JobProgress, JsonProgress
+
+    config = JobConfig(verify=not no_verify, **settings)
+    progress = JsonProgress(sys.stdout) if as_json else JobProgress()
+    result = run_job(config, progress)
+    if isinstance(progress, JsonProgress):
+        progress.tell("done", run=result.run, status=result.status, events_dropped=result.dropped)
+    else:
+        _report(config.db, result.run)
+    if result.status == "cancelled":
+        sys.exit(INTERRUPTED)
+    sys.exit(INCOMPLETE if result.dropped else 0)
 
 
 @main.command()
@@ -148,58 +145,9 @@ def validate(
         engine.dispose()
 
 
-@main.group()
-def db() -> None:
-    """Look after the record."""
-
-
-@db.command()
-@db_option
-@expected_failures
-def upgrade(db: Path) -> None:
-    """Bring a record that an earlier version wrote up to date; jobs do this by themselves."""
-    from observer.db.session import open_db
-
-    open_db(db, create=False).dispose()
-    click.echo(f"{db} is up to date")
-
-
-@db.command()
-@click.option("--db", type=click.Path(path_type=Path), help="A record; without it what this version would make.")
-@click.option("--markdown", is_flag=True, help="As tables for a document.")
-@expected_failures
-def schema(db: Path | None, markdown: bool) -> None:
-    """Print the views that readers rely on, with the meaning of each column."""
-    from observer.db.schema import markdown as as_markdown
-    from observer.db.schema import print_views, views_of
-
-    views = views_of(db)
-    if markdown:
-        click.echo(as_markdown(views))
-    else:
-        print_views(views)
-
-
-@main.group()
-def trace() -> None:
-    """Use the raw route trace that a run keeps with --trace."""
-
-
-@trace.command("export")
-@db_option
-@click.option("--run", help="Name of the run.  [default: the last one with a trace]")
-@click.option("--out", type=click.File("w", encoding="utf-8"), default="-", help="The CSV file.  [default: stdout]")
-@expected_failures
-def export_trace(db: Path, run: str | None, out: TextIO) -> None:
-    """Write a run's route trace as the CSV that route-trace tools read, a line a pick."""
-    from observer.db.session import open_db
-    from observer.trace_read import open_trace, write_csv
-
-    engine = open_db(db, create=False)
-    try:
-        write_csv(open_trace(engine, run), out)
-    finally:
-        engine.dispose()
+main.add_command(runs)
+main.add_command(db)
+main.add_command(trace)
 
 
 def _report(db: Path, run: str | None) -> None:

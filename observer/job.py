@@ -1,6 +1,7 @@
-"""One observation job: texts through a segmented model, events into the record. Wiring only; what counts is elsewhere.
+"""One observation job: corpus, model, collector and record put together. What counts is elsewhere.
 
-Statuses: started, then done, cancelled (a signal) or error. A killed job stays `started` with an old heartbeat.
+Statuses: started, then done, cancelled (a signal) or error. A killed job stays `started` with an old heartbeat. The
+same job with the same name goes on where the last one stopped, whatever stopped it.
 """
 
 from __future__ import annotations
@@ -8,30 +9,33 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, RowMapping
 
 from observer.collect import Collector
 from observer.corpus import Text, read_corpus
-from observer.db.session import open_db, reading
-from observer.db.writer import RunStart, TextLabels, Writer
-from observer.errors import CollectorError, DatabaseError, ObserverError, RunNameTaken
-from observer.observation import Observation, TextRef
+from observer.db.session import open_db
+from observer.db.writer import RunStart, Writer
+from observer.errors import CollectorError, DatabaseError, ObserverError, RunDiffers
+from observer.heartbeat import beating
+from observer.loop import Loop
+from observer.observation import Observation
+from observer.order import LabelsOf, Order
 from observer.progress import JobProgress
-from observer.settings import JobConfig, config_hash, versions
-from observer.signals import StopRequest, stop_on_signals
+from observer.runs import list_runs, locked, read_trust
+from observer.settings import JobConfig, Plain, config_hash, differences, versions
+from observer.signals import stop_on_signals
+from observer.state import Arrays, below
 from observer.totals import Snapshot
+from observer.trace import TraceSettings, TraceWriter, trace_folder
 from segmoe.events import ExpertKey
+from segmoe.units import parse_bytes
 
-if TYPE_CHECKING:
-    import torch
-
-HEARTBEAT_S = 5.0
 EXPERTS_SHARE = 4
 """Without a budget, one in so many experts may be in memory."""
 
@@ -43,23 +47,51 @@ class JobResult(NamedTuple):
 
     run: str  # name
     status: str  # done or cancelled
+    dropped: int  # events that the statistics do not rest on
 
 
-class _Entry(NamedTuple):
-    ref: TextRef
-    text: Text
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What is known before anything runs."""
+
+    config: JobConfig
+    name: str
+    texts: Sequence[Text]
+    order: Order
+    manifest: Any
+    tokenizer: Any
+    budget: dict[str, Any]  # arguments of segmoe.load
+    resolved: dict[str, Plain]
+    expert_bytes: Mapping[ExpertKey, int]
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.resolved, self.manifest.digest)
 
 
 def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
     """Observe the model on the corpus; raise SegmoeError or ObserverError for what is expected to fail."""
-    import segmoe
+    texts = read_corpus(config.corpus, config.limit)
+    engine = open_db(config.db)
+    try:
+        job, earlier = _prepare(config, texts, engine)
+        if earlier is None:
+            verdict = _verify(job, progress)
+            return _run(job, engine, None, verdict, progress)
+        with locked(config.db, earlier["run_id"], job.name):
+            progress.say(f"going on with run {job.name} after {earlier['sequences']:,} texts")
+            return _run(job, engine, earlier["run_id"], {}, progress)
+    finally:
+        engine.dispose()
+
+
+def _prepare(config: JobConfig, texts: list[Text], engine: Engine) -> tuple[_Job, RowMapping | None]:
+    """Look at everything that can be refused before it costs time; also return the run to go on with, if any."""
     from segmoe.building import read_config
     from segmoe.checkpoint import open_checkpoint
     from segmoe.manifest import build_manifest
 
-    texts = read_corpus(config.corpus, config.limit)
-    engine = open_db(config.db)
-    name = _choose_name(engine, config.run)
+    runs = {row["name"]: row for row in list_runs(engine)}
     checkpoint = open_checkpoint(config.model)
     manifest = build_manifest(checkpoint, read_config(checkpoint.folder))
     manifest.require_complete()
@@ -67,67 +99,114 @@ def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
     experts = config.experts
     if experts is None and config.budget is None:
         experts = max(1, len(expert_bytes) // EXPERTS_SHARE)
-    budget: dict[str, Any] = {"experts": experts, "budget": config.budget, "policy": config.policy}
-    tokenizer = _tokenizer(checkpoint.folder)
-    parity, lines = "unchecked", ["not compared with the stock model (--no-verify)"]
-    if config.verify:
-        progress.say("comparing with the stock model")
-        verdict = segmoe.verify(config.model, **budget)
-        parity, lines = "equal" if verdict.equal else "different", verdict.lines
-    writer = Writer(engine, [TextLabels(t.id, t.context, t.text if config.keep_text else "") for t in texts])
-    observation = Observation(expert_bytes, (text.context for text in texts))
-    collector = Collector(observation, writer.record)
-    try:
-        model = segmoe.load(config.model, sink=collector, capture="contribution", **budget)
-        resolved = config.resolved(experts=experts, corpus_sha256=_sha256(texts))
-        capacity = _capacity(model.segmoe.cache, expert_bytes)
-        start = RunStart(
-            name=name,
-            checkpoint=str(checkpoint.folder),
-            checkpoint_digest=manifest.digest,
-            model_family=manifest.family,
-            policy=config.policy,
-            budget_experts=capacity[0],
-            budget_bytes=capacity[1],
-            capture="contribution",
-            config=json.dumps(resolved, sort_keys=True),
-            config_hash=config_hash(resolved, manifest.digest),
-            versions=json.dumps(versions(), sort_keys=True),
-            sequences_planned=len(texts),
-            parity=parity,
-            parity_lines=json.dumps(lines),
-        )
-        writer.start(start, expert_bytes)
-        writer.record(_nothing_yet(observation))
-        status = _observe(config, model, tokenizer, texts, collector, writer, progress)
+    trust = None if config.trust_from is None else read_trust(engine, config.trust_from)
+    job = _Job(
+        config=config,
+        name=config.run or _free_name(runs),
+        texts=texts,
+        order=Order(texts, loop=config.loop, seed=config.seed),
+        manifest=manifest,
+        tokenizer=_tokenizer(checkpoint.folder),
+        budget={"experts": experts, "budget": config.budget, "policy": config.policy, "trust": trust},
+        resolved=config.resolved(
+            experts=experts,
+            corpus_sha256=_sha256(texts),
+            trust_sha256=None if trust is None else _sha256(sorted(trust.items())),
+        ),
+        expert_bytes=expert_bytes,
+    )
+    earlier = runs.get(job.name)
+    if earlier is not None and earlier["config_hash"] != job.hash:
+        changes = differences(json.loads(earlier["config"]), job.resolved)
+        if earlier["checkpoint_digest"] != manifest.digest:
+            changes.insert(0, "the checkpoint is another one")
+        raise RunDiffers(job.name, changes)
+    return job, earlier
+
+
+def _verify(job: _Job, progress: JobProgress) -> dict[str, str]:
+    """Compare with the stock model, if wanted; return columns of the run."""
+    import segmoe
+
+    if not job.config.verify:
+        lines = ["not compared with the stock model (--no-verify)"]
+        return {"parity": "unchecked", "parity_lines": json.dumps(lines)}
+    progress.say("comparing with the stock model")
+    settings = {name: value for name, value in job.budget.items() if name in ("experts", "budget")}
+    if job.budget["trust"] is None:
+        settings["policy"] = job.config.policy
+    verdict = segmoe.verify(job.config.model, **settings)
+    return {
+        "parity": "equal" if verdict.equal else "different",
+        "parity_lines": json.dumps(verdict.lines),
+        "verdict": json.dumps(verdict.as_dict(), sort_keys=True),
+    }
+
+
+def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, str], progress: JobProgress) -> JobResult:
+    """Load the model, start the run or go on with it, and close it whatever happens."""
+    import segmoe
+
+    config = job.config
+    writer = Writer(engine, LabelsOf(job.order, keep_text=config.keep_text), most_windows=config.windows)
+    observation = Observation(
+        job.expert_bytes,
+        (text.context for text in job.texts),
+        window_tokens=config.window_tokens,
+        residency_cap=config.residency_events,
+    )
+    sink = _Later()
+    model = segmoe.load(config.model, sink=sink, capture="contribution", **job.budget)
+    with contextlib.ExitStack() as stack:
+        state = None
+        if run_id is None:
+            run_id = writer.start(_start_of(job, model.segmoe.cache, verdict), job.expert_bytes)
+            stack.enter_context(locked(config.db, run_id, job.name))
+        else:
+            state = writer.resume(run_id)
+        trace = _trace(job, engine, run_id, observation)
+        collector = sink.collector = Collector(observation, writer.record, trace=trace)
+        if state is None:
+            writer.record(_nothing_yet(observation))
+        else:
+            collector.restore(state)
+        stack.enter_context(beating(writer.beat))
+        if config.metrics_port is not None:
+            from observer.metrics import JobMetrics, served
+
+            metrics = JobMetrics(collector, run=job.name, policy=config.policy)
+            port = stack.enter_context(served(metrics, config.metrics_port))
+            progress.say(f"metrics for Prometheus at http://127.0.0.1:{port}/metrics")
+        status = _observe(job, model, collector, writer, progress, state)
         model.segmoe.close()
-    finally:
-        with contextlib.suppress(CollectorError):  # where it matters, _observe told it
-            collector.close()
-        engine.dispose()
-    return JobResult(name, status)
+    return JobResult(job.name, status, collector.events_dropped_total)
+
+
+class _Later:
+    """A sink for a model that is loaded before its collector is."""
+
+    collector: Collector
+
+    def emit(self, event: Any, /) -> None:
+        """Pass it on."""
+        self.collector.emit(event)
 
 
 def _observe(
-    config: JobConfig,
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[Text],
-    collector: Collector,
-    writer: Writer,
-    progress: JobProgress,
+    job: _Job, model: Any, collector: Collector, writer: Writer, progress: JobProgress, state: Arrays | None
 ) -> str:
     """Run the texts and close the run in the record, whatever happens."""
     status, error = "done", ""
     try:
         with progress, stop_on_signals(progress.say) as stop:
-            loop = _Loop(config, model, tokenizer, collector, progress, stop)
-            loop.score(texts)
-            if config.generate:
-                loop.generate(texts[: config.generate_texts])
+            loop = Loop(job.config, model, job.tokenizer, job.order, collector, progress, stop)
+            if state is not None:
+                loop.go_on(below("place", state))
+            loop.score()
+            loop.generate()
             if stop.is_set:
                 status = "cancelled"
-        collector.close()
+        collector.close(loop.place())
         if model.segmoe.sink_failures_total:
             raise ObserverError(f"the sink raised {model.segmoe.sink_failures_total} times; the record is incomplete")
     except KeyboardInterrupt:
@@ -137,101 +216,60 @@ def _observe(
         raise
     finally:
         with contextlib.suppress(CollectorError):
-            collector.close()
+            collector.abandon()  # of no effect if it was closed above
         with contextlib.suppress(DatabaseError):  # if the record is what failed, it cannot be told there
             writer.drops({**collector.drops, **collector.observation.not_evidence})
             writer.finish(status, error)
     return status
 
 
-class _Loop:
-    """Batches of texts through the model."""
-
-    def __init__(
-        self,
-        config: JobConfig,
-        model: Any,
-        tokenizer: Any,
-        collector: Collector,
-        progress: JobProgress,
-        stop: StopRequest,
-    ) -> None:
-        self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._collector, self._progress, self._stop = collector, progress, stop
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._pad = 0 if pad is None else int(pad)
-
-    def score(self, texts: Sequence[Text]) -> None:
-        """One forward pass per batch; every token is evidence."""
-        import torch
-
-        with torch.inference_mode():
-            for batch in self._batches("observing", texts, self._config.batch, evidence=True):
-                ids, mask = self._encode(batch, self._config.max_tokens, left=False)
-                self._model(input_ids=ids, attention_mask=mask, use_cache=False)
-
-    def generate(self, texts: Sequence[Text]) -> None:
-        """Continue the beginning of each text greedily, one at a time as a person would; it is no evidence."""
-        import torch
-
-        with torch.inference_mode():
-            for batch in self._batches("generating", texts, 1, evidence=False):
-                ids, mask = self._encode(batch, self._config.generate_prompt_tokens, left=True)
-                self._model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=self._config.generate,
-                    do_sample=False,
-                    pad_token_id=self._pad,
-                    stopping_criteria=[self._stop_early],
-                )
-
-    def _batches(self, phase: str, texts: Sequence[Text], size: int, *, evidence: bool) -> Iterator[Sequence[_Entry]]:
-        """Announce each batch to the collector; stop when asked to, or when nobody listens any more."""
-        self._progress.begin(phase, len(texts), self._collector.totals)
-        beat_s = time.monotonic()
-        entries = [_Entry(TextRef(ordinal, text.context), text) for ordinal, text in enumerate(texts)]
-        for first in range(0, len(entries), size):
-            if self._stop.is_set or self._collector.failure is not None:
-                return
-            batch = entries[first : first + size]
-            self._collector.begin([entry.ref for entry in batch], evidence)
-            yield batch
-            if time.monotonic() - beat_s >= HEARTBEAT_S:
-                beat_s = time.monotonic()
-                self._collector.flush(record=True)
-            self._progress.advance(len(batch), self._collector.totals, self._collector.events_dropped_total)
-
-    def _encode(self, batch: Sequence[_Entry], tokens: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and attention mask [texts, tokens], padded on one side; works without a padding token too."""
-        import torch
-
-        rows = self._tokenizer([entry.text.text for entry in batch], truncation=True, max_length=tokens)["input_ids"]
-        width = max(1, *(len(row) for row in rows))
-        ids = torch.full((len(rows), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            place = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[index, place] = torch.tensor(row, dtype=torch.long)
-            mask[index, place] = 1
-        return ids, mask
-
-    def _stop_early(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        import torch
-
-        return torch.full((len(ids),), self._stop.is_set, dtype=torch.bool, device=ids.device)
+def _start_of(job: _Job, cache: Any, verdict: Mapping[str, str]) -> RunStart:
+    capacity = _capacity(cache, job.expert_bytes)
+    return RunStart(
+        name=job.name,
+        checkpoint=str(job.manifest.folder),
+        checkpoint_digest=job.manifest.digest,
+        model_family=job.manifest.family,
+        policy=job.config.policy,
+        budget_experts=capacity[0],
+        budget_bytes=capacity[1],
+        capture="contribution",
+        config=json.dumps(job.resolved, sort_keys=True),
+        config_hash=job.hash,
+        versions=json.dumps(versions(), sort_keys=True),
+        sequences_planned=job.order.planned,
+        **verdict,
+    )
 
 
-def _choose_name(engine: Engine, wanted: str | None) -> str:
-    """Return the wanted name if it is free, else one made from the time."""
-    with reading(engine).begin() as connection:
-        taken = {str(row[0]) for row in connection.exec_driver_sql("SELECT name FROM run")}
-    if wanted is not None:
-        if wanted in taken:
-            raise RunNameTaken(wanted)
-        return wanted
+def _trace(job: _Job, engine: Engine, run_id: int, observation: Observation) -> TraceWriter | None:
+    """Return the writer of the trace, if there is to be one; its folder holds nothing but what is catalogued."""
+    config = job.config
+    if not config.trace:
+        return None
+    settings = TraceSettings(
+        every=config.trace_every,
+        cap_bytes=parse_bytes(config.trace_cap),
+        impacts=config.trace_impacts,
+        file_rows=config.trace_file_rows,
+    )
+    experts = max(key.expert for key in job.expert_bytes) + 1
+    trace = TraceWriter(trace_folder(config.db, run_id), settings, observation.gaps, experts)
+    with engine.begin() as connection:
+        sql = "SELECT file FROM v_trace WHERE run_id = ?"
+        trace.delete_orphans(set(connection.exec_driver_sql(sql, (run_id,)).scalars()))
+    return trace
+
+
+def _free_name(taken: Mapping[str, Any]) -> str:
+    """Return a name made from the time."""
     base = datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
-    return next(name for name in (base, *(f"{base}-{n}" for n in range(2, 1000))) if name not in taken)
+    return next(name for name in _numbered(base) if name not in taken)
+
+
+def _numbered(base: str) -> Iterator[str]:
+    yield base
+    yield from (f"{base}-{number}" for number in range(2, 1000))
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -259,8 +297,8 @@ def _nothing_yet(observation: Observation) -> Snapshot:
     return Snapshot(windows=(), texts=(), tables=tables, totals=observation.totals, events_seen=0, drops={})
 
 
-def _sha256(texts: Sequence[Text]) -> str:
+def _sha256(parts: Sequence[tuple[Any, ...]]) -> str:
     digest = hashlib.sha256()
-    for text in texts:
-        digest.update(json.dumps(text).encode())
+    for part in parts:
+        digest.update(json.dumps(part).encode())
     return digest.hexdigest()

@@ -60,6 +60,7 @@ class Observation:
         self.settings, self.window_tokens = settings, window_tokens
         self.totals = Totals()
         self.passes = 0
+        self.texts_total = 0
         self.gaps = Gaps()
         self.residency = ResidencyLog(expert_bytes, self.gaps, residency_cap)
         self.windows: list[Window] = []
@@ -93,7 +94,9 @@ class Observation:
     def end_batch(self) -> None:
         """Complete the texts of the batch: all of its events are here."""
         self._flush()
-        self.texts += [text for text in self._batch if text.tokens > 0]
+        done = [text for text in self._batch if text.tokens > 0]
+        self.texts += done
+        self.texts_total += len(done)
         self._batch = []
 
     def take(self, event: Event) -> None:
@@ -120,6 +123,7 @@ class Observation:
             "contexts": np.array(self.contexts, dtype=np.str_),
             "evidence": np.array(self._evidence),
             "passes": np.array(self.passes),
+            "texts_total": np.array(self.texts_total),
             "windows_total": np.array(self._windows_total),
             **under("totals", _fields(self.totals)),
             **under("not_evidence", of_counts(self.not_evidence)),
@@ -141,6 +145,7 @@ class Observation:
         self._know(contexts)
         self._evidence = bool(state["evidence"])
         self.passes = int(state["passes"])
+        self.texts_total = int(state["texts_total"])
         self._windows_total = int(state["windows_total"])
         self.totals = Totals(**_numbers(below("totals", state)))
         self.not_evidence = counts_of(below("not_evidence", state))

@@ -1,12 +1,13 @@
-"""How far a job is, on stderr: a bar where that is a terminal, else a plain line every few seconds."""
+"""How far a job is: on stderr a bar where that is a terminal, else a line every few seconds; JSON for machines."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -26,7 +27,7 @@ class JobProgress:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._console)
         self._task = TaskID(0)
-        self._phase, self._done, self._total = "", 0, 0
+        self._phase, self._done, self._total, self._done_before = "", 0, 0, 0
         self._began_s = self._told_s = time.monotonic()
         self._tokens_before = 0
 
@@ -43,13 +44,14 @@ class JobProgress:
         """Print one line beside the bar."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def begin(self, phase: str, total: int, totals: Totals) -> None:
-        """Start a phase of so many texts."""
-        self._phase, self._done, self._total = phase, 0, total
+    def begin(self, phase: str, total: int, totals: Totals, done: int = 0) -> None:
+        """Start a phase of so many texts (0: without end), of which some were done by an earlier start."""
+        self._phase, self._done, self._total = phase, done, total
+        self._done_before = done
         self._began_s = self._told_s = time.monotonic()
         self._tokens_before = totals.tokens
         if self._bar is not None:
-            self._task = self._bar.add_task(phase, total=total, facts="")
+            self._task = self._bar.add_task(phase, total=total or None, completed=done, facts="")
 
     def advance(self, texts: int, totals: Totals, drops: int) -> None:
         """Tell that so many more texts are done."""
@@ -57,11 +59,20 @@ class JobProgress:
         now_s = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, advance=texts, facts=self._facts(now_s, totals, drops))
-        elif now_s - self._told_s >= PLAIN_EVERY_S or self._done >= self._total:
-            self._told_s = now_s
-            left_s = (now_s - self._began_s) / max(self._done, 1) * (self._total - self._done)
-            eta = f"ETA {timedelta(seconds=round(left_s))}"
-            self.say(f"{self._phase} {self._done}/{self._total} texts, {eta}, {self._facts(now_s, totals, drops)}")
+        elif self._is_due(now_s):
+            facts = self._facts(now_s, totals, drops)
+            if self._total:
+                left_s = (now_s - self._began_s) / (self._done - self._done_before) * (self._total - self._done)
+                facts = f"ETA {timedelta(seconds=round(left_s))}, {facts}"
+            of = f"/{self._total}" if self._total else ""
+            self.say(f"{self._phase} {self._done}{of} texts, {facts}")
+
+    def _is_due(self, now_s: float) -> bool:
+        """Whether to tell something now, and if so, take note of it."""
+        if now_s - self._told_s < PLAIN_EVERY_S and (not self._total or self._done < self._total):
+            return False
+        self._told_s = now_s
+        return True
 
     def count(self, phase: str) -> Callable[[int, int], None]:
         """Return a function of (done, total) that shows a count of something else than texts."""
@@ -85,3 +96,38 @@ class JobProgress:
         accesses = totals.hits + totals.misses
         hit_rate = f"{totals.hits / accesses:.1%}" if accesses else "-"
         return f"{rate:,.0f} tokens/s, hit rate {hit_rate}, {drops:,} events dropped"
+
+
+class JsonProgress(JobProgress):
+    """One JSON object a line: `note`, `progress`; the command adds `launch` and `done`."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(Console(stderr=True, force_terminal=False))
+        self._out = out
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Write a line."""
+        self._out.write(json.dumps({"event": event, **facts}) + "\n")
+        self._out.flush()
+
+    def say(self, line: str) -> None:
+        """Tell what a person would read."""
+        self.tell("note", text=line)
+
+    def advance(self, texts: int, totals: Totals, drops: int) -> None:
+        """Tell that so many more texts are done, every few seconds."""
+        self._done += texts
+        now_s = time.monotonic()
+        if self._is_due(now_s):
+            self.tell(
+                "progress",
+                phase=self._phase,
+                texts=self._done,
+                texts_planned=self._total,
+                tokens=totals.tokens,
+                tokens_per_s=round((totals.tokens - self._tokens_before) / max(now_s - self._began_s, 1e-9), 1),
+                hits=totals.hits,
+                misses=totals.misses,
+                bytes_read=totals.bytes_read,
+                events_dropped=drops,
+            )

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 import click
 
 from segmoe.errors import SegmoeError
+from segmoe.policies import DEFAULT_POLICY
 
 P = ParamSpec("P")
 
@@ -54,7 +55,7 @@ def residency(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--threads", type=click.IntRange(min=0), help="Threads that read ahead.  [default: by size]"),
         click.option("--device", default="cpu", show_default=True, help="Where the model is: cpu, cuda, cuda:1."),
-        click.option("--policy", default="lru", show_default=True, help="Who leaves memory first."),
+        click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="Who leaves memory first."),
         click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts."),
         click.option("--experts", type=click.IntRange(min=1), help="Experts in memory.  [default: a quarter of them]"),
     ):

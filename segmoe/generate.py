@@ -15,6 +15,7 @@ from segmoe.building import quiet_transformers
 from segmoe.cache import Counters
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
+from segmoe.policies import DEFAULT_POLICY
 from segmoe.prompts import read_tokenizer
 from segmoe.runtime import Runtime, load
 from segmoe.units import format_bytes
@@ -57,7 +58,7 @@ def generate(
     max_new_tokens: int = 128,
     experts: int | None = None,
     budget: str | int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
     device: str = "cpu",
     threads: int | None = None,
     sampling: Mapping[str, Any] | None = None,

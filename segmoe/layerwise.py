@@ -34,6 +34,7 @@ from segmoe.events import ExpertKey
 from segmoe.experts import IMPLEMENTATION
 from segmoe.manifest import build_manifest, is_experts_module, model_class
 from segmoe.parity import SEED
+from segmoe.policies import DEFAULT_POLICY
 from segmoe.runtime import Runtime
 from segmoe.verdict import Check, LayersVerdict, same_bits
 
@@ -45,7 +46,7 @@ def verify_layers(
     *,
     experts: int | None = None,
     budget: str | int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
     threads: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> LayersVerdict:
@@ -54,8 +55,8 @@ def verify_layers(
     `report` is told each layer's result and how long the rest may take.
     """
     model = segmented_experts(path, experts=experts, budget=budget, policy=policy, threads=threads)
-    stock = StockExperts(Path(path))
     runtime: Runtime = model.segmoe
+    stock = StockExperts(runtime.manifest.folder)
     checks: list[Check] = []
     equal = total = 0
     began = time.perf_counter()

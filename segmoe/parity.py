@@ -22,6 +22,7 @@ from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
 from segmoe.events import Capture, Event, EventSink, ExpertEvicted, ExpertLoaded
 from segmoe.manifest import build_manifest, model_class
+from segmoe.policies import DEFAULT_POLICY
 from segmoe.prompts import read_tokenizer
 from segmoe.runtime import load, usable_device
 from segmoe.verdict import Check, StockDefault, Verdict, same_bits
@@ -47,7 +48,7 @@ def verify(
     *,
     experts: int | None = None,
     budget: str | int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
     device: str | torch.device = "cpu",
     threads: int | None = None,
     prompts: Sequence[str] = PROMPTS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,11 +15,11 @@ from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
-from segmoe.events import CAPTURES, Capture, Event, EventSink, GuardedSink
+from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink
 from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
 from segmoe.manifest import Manifest, build_manifest
-from segmoe.policies import make_policy
+from segmoe.policies import DEFAULT_POLICY, make_policy
 from segmoe.slots import Slots
 from segmoe.units import parse_bytes
 
@@ -33,7 +33,8 @@ def load(
     *,
     experts: int | None = None,
     budget: str | int | None = None,
-    policy: str = "lru",
+    policy: str = DEFAULT_POLICY,
+    trust: Mapping[ExpertKey, float] | None = None,
     sink: EventSink | None = None,
     capture: Capture = "routing",
     select: Selection | None = None,
@@ -61,6 +62,7 @@ def load(
         experts=experts,
         budget=budget,
         policy=policy,
+        trust=trust,
         sink=sink,
         capture=capture,
         select=select,
@@ -82,6 +84,7 @@ class Runtime:
         experts: int | None,
         budget: str | int | None,
         policy: str,
+        trust: Mapping[ExpertKey, float] | None = None,
         sink: EventSink | None = None,
         capture: Capture = "off",
         select: Selection | None = None,
@@ -100,7 +103,7 @@ class Runtime:
         self._select = select
         self.cache = ExpertCache(
             manifest.experts,
-            make_policy(policy),
+            make_policy(policy, trust),
             capacity_experts=experts,
             capacity_bytes=None if budget is None else parse_bytes(budget),
             slots=Slots(threads=threads, device=self.device),
@@ -181,8 +184,9 @@ class Runtime:
                 self._inside = [module]
             else:
                 self._inside.append(module)
-            if is_stack and self._sink is not None:
+            if is_stack:
                 self._pass.tokens = passes.read_tokens(passes.arguments(module, args, kwargs))
+                self.cache.begin(self.cache.step, int((self._pass.tokens.position >= 0).sum()))
 
         def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             current = self._pass

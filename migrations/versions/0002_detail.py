@@ -187,7 +187,7 @@ SELECT
   component,          -- thinker, talker or model
   layer,              -- from 0
   expert,             -- from 0
-  reason,             -- of a load demand or prefetch, of an eviction capacity
+  reason,             -- of a load demand or prefetch, of an eviction capacity or layer (it was needed last)
   bytes,              -- of its parameters
   read_ns,            -- of a load: reading it took
   waited_ns,          -- of a load: the model stood still for

@@ -251,7 +251,7 @@ residency_event = _table(
     _integer("step", "forward pass"),
     _text("kind", "load or evict"),
     *_expert_key(),
-    _text("reason", "demand or prefetch; capacity"),
+    _text("reason", "demand or prefetch; capacity or layer"),
     _integer("bytes", "of its parameters"),
     _integer("read_ns", "of a load"),
     _integer("waited_ns", "that the model stood still for a load"),

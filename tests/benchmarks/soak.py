@@ -1,6 +1,6 @@
 """Does a long decode leak? Resident memory, descriptors and threads over thousands of steps of the embedded model.
 
-    python -m tests.benchmarks.soak [--steps 10000] [--every 500]
+    python -m tests.benchmarks.soak [--steps 10000] [--every 500] [--threads 2]
 
 A quarter of the experts is in memory, so that most steps read and evict. The tokens are those of the held-out corpus,
 and each sequence starts anew after 256 of them, so that the KV cache is bounded. Exit 1 if resident memory grows by
@@ -72,10 +72,11 @@ def corpus_tokens() -> Iterator[int]:
 @click.command()
 @click.option("--steps", default=10_000, show_default=True, help="Tokens to decode.")
 @click.option("--every", default=500, show_default=True, help="Steps between two looks.")
-def main(steps: int, every: int) -> None:
+@click.option("--threads", default=2, show_default=True, help="Loader threads.")
+def main(steps: int, every: int, threads: int) -> None:
     """Decode, look, and complain of what grows."""
     experts = len(segmoe.load(MODEL).segmoe.manifest.experts) // 4
-    model = segmoe.load(MODEL, experts=experts)
+    model = segmoe.load(MODEL, experts=experts, threads=threads)
     cache = model.segmoe.cache
     samples: list[Sample] = []
     past, before, began = None, cache.counters.copy(), time.perf_counter()

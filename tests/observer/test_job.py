@@ -26,6 +26,9 @@ def ask(db: Path, sql: str) -> list[Any]:
         return connection.execute(sql).fetchall()
 
 
+TABLES = ("sequence", "score_window", "expert", "expert_trust", "residency_event", "run_state", "gap")
+
+
 def observer(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -47,7 +50,7 @@ class Interrupting(JobProgress):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     db = tmp_path_factory.mktemp("job") / "record.db"
-    common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text")
+    common = ("--policy", "lru", "--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text")
     result = observer("run", "--db", db, "--run", "first", *common, "--generate", 3, "--generate-texts", 4)
     return db, result
 
@@ -84,10 +87,91 @@ def test_the_report_comes_from_the_record_alone(done: tuple[Path, Result]) -> No
         assert line in result.stdout
 
 
-def test_a_name_that_is_taken_is_one_line_and_exit_1(done: tuple[Path, Result]) -> None:
-    result = observer("run", "--db", done[0], "--run", "first", "--no-verify")
-    assert result.exit_code == 1 and result.stdout == ""
-    assert result.stderr == "observer: a run named 'first' is in the record already; choose another name with --run\n"
+def test_a_name_that_is_taken_by_another_job_is_one_line_that_says_what_differs(done: tuple[Path, Result]) -> None:
+    result = observer("run", "--db", done[0], "--run", "first", "--no-verify", "--limit", 12, "--max-tokens", 64)
+    assert result.exit_code == 1 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert "generate was 3 and is 0 now; generate_texts was 4 and is 32 now; use the same" in result.stderr
+    other = observer("run", "--db", done[0], "--run", "first", "--no-verify", "--limit", 11)
+    assert "the corpus holds other texts" in other.stderr and "sha256" not in other.stderr
+
+
+def test_a_job_that_is_done_finds_nothing_left_to_do(done: tuple[Path, Result], tmp_path: Path) -> None:
+    db = tmp_path / "r.db"
+    db.write_bytes(done[0].read_bytes())
+    before = {table: ask(db, f"SELECT * FROM {table}") for table in TABLES}
+    common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text")
+    again = observer("run", "--db", db, "--run", "first", *common, "--generate", 3, "--generate-texts", 4)
+    assert again.exit_code == 0 and again.stdout == done[1].stdout.replace(str(done[0]), str(db))
+    assert {table: ask(db, f"SELECT * FROM {table}") for table in TABLES} == before
+    assert ask(db, "SELECT status, attempts FROM v_run") == [("done", 2)]
+
+
+WHOLE = dict(limit=24, batch=4, generate=3, generate_texts=3, window_tokens=200, windows=4, trace=True)
+WHOLE |= dict(trace_file_rows=300, run="it")
+
+
+def everything(db: Path) -> dict[str, Any]:
+    """All that a run says but times: rows of each table, and the files of its trace."""
+    tables = [name for (name,) in ask(db, "SELECT name FROM sqlite_master WHERE type = 'table' AND name <> 'run'")]
+    found: dict[str, Any] = {}
+    for table in tables:
+        columns = [row[1] for row in ask(db, f"PRAGMA table_info({table})") if not row[1].endswith("_ns")]
+        found[table] = ask(db, f"SELECT {', '.join(columns)} FROM {table}") if table != "run_state" else None
+    columns = [row[1] for row in ask(db, "PRAGMA table_info(run)")]
+    kept = [c for c in columns if not c.endswith("_at") and c not in ("attempts", "config", "config_hash")]
+    found["run"] = ask(db, f"SELECT {', '.join(kept)} FROM run")
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    db = tmp_path_factory.mktemp("whole") / "r.db"
+    assert run_job(config(db, **WHOLE), JobProgress()).status == "done"
+    found = everything(db)
+    assert len(found["score_window"]) in (4, 5) and len(found["trace_file"]) > 2
+    assert len(found["residency_event"]) > 100
+    return found
+
+
+class Stopping(JobProgress):
+    """Stops the job after so many batches, by a signal or by an error."""
+
+    def __init__(self, batches: int, *, at_once: bool = False, fail: bool = False) -> None:
+        super().__init__()
+        self.left, self.at_once, self.fail = batches, at_once, fail
+
+    def advance(self, texts: int, totals: Totals, drops: int) -> None:
+        self.left -= 1
+        if self.left == 0 and self.fail:
+            raise RuntimeError("made to fail")
+        if self.left == 0:
+            for _ in range(1 + self.at_once):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", ["signal", "two signals", "error", "limits"])
+def test_a_job_that_goes_on_ends_as_if_it_had_never_stopped(
+    how: str, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    db = tmp_path / "r.db"
+    for batches in (1, 2, 3, 1):
+        if how == "error":
+            with pytest.raises(RuntimeError):
+                run_job(config(db, **WHOLE), Stopping(batches, fail=True))
+        elif how == "limits":
+            done = ask(db, "SELECT tokens FROM v_run")[0][0] if db.exists() else 0
+            run_job(config(db, **WHOLE, total_tokens=done + 150 * batches), JobProgress())
+        else:
+            result = run_job(config(db, **WHOLE), Stopping(batches, at_once=how == "two signals"))
+            assert result.status == "cancelled"
+    assert run_job(config(db, **WHOLE), JobProgress()).status == "done"
+    found = everything(db)
+    if how == "limits":  # generating came before the last texts, so the order of passes is another one
+        assert found["sequence"] == uninterrupted["sequence"]
+        return
+    for table, rows in uninterrupted.items():
+        assert found[table] == rows, table
+    assert ask(db, "SELECT attempts FROM v_run") == [(5,)]
 
 
 def test_a_signal_ends_the_job_after_the_step_as_cancelled(tmp_path: Path) -> None:

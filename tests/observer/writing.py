@@ -5,6 +5,7 @@ from pathlib import Path
 
 from observer.collect import Collector
 from observer.db import RunStart, Writer, open_db
+from observer.db.windows import MOST_WINDOWS
 from observer.db.writer import TextLabels, write_validation
 from observer.observation import Observation
 from observer.rows import ValidationRow
@@ -35,12 +36,20 @@ def start_of(name: str, texts: int) -> RunStart:
     )
 
 
-def write_run(db: Path, name: str = "one", count: int = 6, *, tell: bool = False, finish: bool = True) -> None:
+def write_run(
+    db: Path,
+    name: str = "one",
+    count: int = 6,
+    *,
+    tell: bool = False,
+    finish: bool = True,
+    most_windows: int = MOST_WINDOWS,
+) -> None:
     """Observe a synthetic run into a record."""
     engine = open_db(db)
     run = batches(1, count)
     labels = [TextLabels(f"text{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
-    writer = Writer(engine, labels)
+    writer = Writer(engine, labels, most_windows=most_windows)
     observation = Observation(EXPERT_BYTES, CONTEXTS, window_tokens=WINDOW_TOKENS)
 
     def record(snapshot: Snapshot) -> None:

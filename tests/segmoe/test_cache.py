@@ -11,7 +11,7 @@ from segmoe.cache import ExpertCache
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.events import ExpertEvicted, ExpertKey
 from segmoe.manifest import ExpertParameter, Piece, Segment
-from segmoe.policies import Lru, make_policy
+from segmoe.policies import make_policy
 
 SIZE = 24
 
@@ -46,12 +46,12 @@ def holds(cache: ExpertCache, keys: list[ExpertKey], expert: int) -> bool:
 @given(capacity=st.integers(1, 12), accesses=st.lists(st.integers(0, 11), max_size=60), in_bytes=st.booleans())
 def test_it_agrees_with_a_plain_lru_and_never_exceeds_its_budget(segments, capacity, accesses, in_bytes) -> None:
     budget = {"capacity_bytes": capacity * SIZE} if in_bytes else {"capacity_experts": capacity}
-    cache = ExpertCache(segments, Lru(), **budget)
+    cache = ExpertCache(segments, make_policy("lru"), **budget)
     keys = list(segments)
     model: OrderedDict[int, None] = OrderedDict()
     hits = 0
     for step, expert in enumerate(accesses):
-        cache.step = step
+        cache.begin(step, 1)
         assert holds(cache, keys, expert)
         hits += expert in model
         model[expert] = None
@@ -67,7 +67,7 @@ def test_it_agrees_with_a_plain_lru_and_never_exceeds_its_budget(segments, capac
 @settings(max_examples=40, deadline=None)
 @given(accesses=st.lists(st.integers(0, 11), min_size=1, max_size=40), pinned=st.integers(0, 11))
 def test_a_pinned_expert_stays(segments, accesses, pinned) -> None:
-    cache = ExpertCache(segments, Lru(), capacity_experts=2)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2)
     keys = list(segments)
     cache.get(keys[pinned])
     cache.pin(keys[pinned])
@@ -80,7 +80,7 @@ def test_a_pinned_expert_stays(segments, accesses, pinned) -> None:
 
 
 def test_when_all_are_pinned_the_next_load_raises(segments) -> None:
-    cache = ExpertCache(segments, Lru(), capacity_experts=1)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=1)
     keys = list(segments)
     cache.get(keys[0])
     cache.pin(keys[0])
@@ -91,10 +91,10 @@ def test_when_all_are_pinned_the_next_load_raises(segments) -> None:
 
 def test_an_eviction_says_why_and_who_was_next(segments) -> None:
     events: list = []
-    cache = ExpertCache(segments, Lru(), capacity_experts=2, emit=events.append)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, emit=events.append)
     keys = list(segments)
     for step, expert in enumerate((0, 1, 2)):
-        cache.step = step
+        cache.begin(step, 1)
         cache.get(keys[expert])
     (evicted,) = [event for event in events if isinstance(event, ExpertEvicted)]
     assert (evicted.key, evicted.idle_steps, evicted.policy_score) == (keys[0], 2, 0.0)
@@ -104,7 +104,7 @@ def test_an_eviction_says_why_and_who_was_next(segments) -> None:
 @pytest.mark.parametrize("budget", [{"capacity_experts": 0}, {"capacity_experts": -1}, {"capacity_bytes": SIZE - 1}])
 def test_a_budget_that_holds_no_expert_is_refused(segments, budget) -> None:
     with pytest.raises(ConfigError, match="holds no"):
-        ExpertCache(segments, Lru(), **budget)
+        ExpertCache(segments, make_policy("lru"), **budget)
 
 
 def test_a_file_that_shrinks_while_in_use_is_told_and_leaves_the_cache_whole(tmp_path: Path) -> None:
@@ -114,7 +114,9 @@ def test_a_file_that_shrinks_while_in_use_is_told_and_leaves_the_cache_whole(tmp
     part = ExpertParameter(
         name="w", dtype=torch.int16, shape=(3, 4), nbytes=SIZE, address=0, pieces=(Piece(file, 0, SIZE),)
     )
-    cache = ExpertCache({key: Segment(key=key, parameters=(part,), nbytes=SIZE)}, Lru(), capacity_experts=1)
+    cache = ExpertCache(
+        {key: Segment(key=key, parameters=(part,), nbytes=SIZE)}, make_policy("lru"), capacity_experts=1
+    )
     with pytest.raises(CheckpointError, match="ended 14 bytes early"):
         cache.get(key)
     cache.check_integrity()

@@ -13,7 +13,7 @@ from segmoe.cache import ExpertCache
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded
 from segmoe.manifest import ExpertParameter, Piece, Segment
-from segmoe.policies import Lru
+from segmoe.policies import make_policy
 from segmoe.slots import Slots
 
 SIZE, COUNT = 24, 12
@@ -42,10 +42,10 @@ def tape(segments, passes, capacity, slots) -> tuple[list, ExpertCache]:
     def note(event) -> None:
         (loads if isinstance(event, ExpertLoaded) else evictions).append(event.key.expert)
 
-    cache = ExpertCache(segments, Lru(), capacity_experts=capacity, slots=slots, emit=note)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=capacity, slots=slots, emit=note)
     keys = list(segments)
     for step, experts in enumerate(passes):
-        cache.step = step
+        cache.begin(step, 1)
         cache.expect([keys[expert] for expert in experts])
         cache.check_integrity()
         for expert in experts:
@@ -99,7 +99,7 @@ def test_threads_and_staging_change_no_decision_and_no_byte(segments, passes, ca
 @given(passes=PASSES, capacity=st.integers(1, COUNT), seed=st.integers(0, 99))
 def test_a_layer_may_ask_in_another_order_or_for_fewer(segments, passes, capacity, seed) -> None:
     """As after an error in the middle of a layer, or in a family that does not count upwards."""
-    cache = ExpertCache(segments, Lru(), capacity_experts=capacity, slots=Slots(threads=2))
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=capacity, slots=Slots(threads=2))
     keys, order = list(segments), np.random.default_rng(seed)
     for experts in passes:
         cache.expect([keys[expert] for expert in experts])
@@ -111,7 +111,7 @@ def test_a_layer_may_ask_in_another_order_or_for_fewer(segments, passes, capacit
 
 def test_a_pinned_expert_is_never_the_one_that_leaves(segments) -> None:
     keys = list(segments)
-    cache = ExpertCache(segments, Lru(), capacity_experts=2)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2)
     cache.get(keys[5])
     cache.pin(keys[5])
     cache.expect(keys[:6])
@@ -131,7 +131,9 @@ def test_an_expert_that_cannot_be_read_raises_at_its_turn_and_the_rest_stays_who
     keys = list(segments)
     part = segments[keys[1]].parameters[0]
     lost = replace(segments[keys[1]], parameters=(replace(part, pieces=(Piece(short, 0, SIZE),)),))
-    cache = ExpertCache({**segments, keys[1]: lost}, Lru(), capacity_experts=4, slots=Slots(threads=threads))
+    cache = ExpertCache(
+        {**segments, keys[1]: lost}, make_policy("lru"), capacity_experts=4, slots=Slots(threads=threads)
+    )
     cache.expect(keys[:3])
     assert (cache.get(keys[0])["w"] == 0).all()
     with pytest.raises(CheckpointError, match="ended 14 bytes early"):
@@ -146,7 +148,7 @@ def test_an_expert_that_cannot_be_read_raises_at_its_turn_and_the_rest_stays_who
 
 def test_waiting_is_told_apart_from_reading(segments) -> None:
     events: list = []
-    cache = ExpertCache(segments, Lru(), slots=Slots(threads=1), emit=events.append)
+    cache = ExpertCache(segments, make_policy("lru"), slots=Slots(threads=1), emit=events.append)
     cache.expect(list(segments))
     for slot in list(cache._resident.values()):
         slot.loading.result()  # all are read before anyone asks
@@ -163,7 +165,7 @@ def test_neighbours_in_a_file_are_one_read(segments, monkeypatch: pytest.MonkeyP
     calls = []
     preadv = segmoe.reader.os.preadv
     monkeypatch.setattr(segmoe.reader.os, "preadv", lambda *args: calls.append(args) or preadv(*args))
-    cache = ExpertCache(segments, Lru())
+    cache = ExpertCache(segments, make_policy("lru"))
     assert (cache.get(next(iter(segments)))["w"] == 0).all()
     assert len(calls) == 1
 
@@ -175,7 +177,7 @@ def test_threads_below_zero_are_refused() -> None:
 
 def test_when_the_layer_needs_all_that_is_in_memory_the_last_needed_leaves_and_the_reason_is_told(segments) -> None:
     events: list = []
-    cache = ExpertCache(segments, Lru(), capacity_experts=2, emit=events.append)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, emit=events.append)
     keys = list(segments)
     for layer in (keys[3:5], [keys[0], keys[3], keys[4]]):
         cache.expect(layer)

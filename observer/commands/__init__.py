@@ -1,0 +1,1 @@
+"""The subcommands of `observer` by noun; cli.py puts them together."""
