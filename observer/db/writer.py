@@ -121,6 +121,11 @@ class Writer:
                 "SELECT content FROM run_state WHERE run_id = ? AND name = ?", (run_id, STATE)
             ).first()
             state = None if found is None else unpack(found[0])
+            begun = connection.exec_driver_sql("SELECT sequences, passes FROM run WHERE run_id = ?", (run_id,)).one()
+            if state is None and any(begun):
+                raise DatabaseError(
+                    self._path, "holds no state of this run to go on from; choose another name with --run"
+                )
             kept = 0 if state is None else int(state["observation/windows_total"])
             for table in ("score_window", "expert_window"):
                 connection.exec_driver_sql(

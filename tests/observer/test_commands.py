@@ -214,3 +214,13 @@ def test_no_time_left_ends_the_job_and_the_same_command_goes_on(tmp_path: Path) 
     assert ask(tmp_path / "r.db", "SELECT status, sequences FROM v_run") == [("done", 0)]
     assert observer(*arguments).exit_code == 0
     assert ask(tmp_path / "r.db", "SELECT status, sequences FROM v_run") == [("done", 2)]
+
+
+def test_a_run_whose_state_was_dropped_cannot_go_on_and_keeps_what_it_has(tmp_path: Path) -> None:
+    arguments = ("run", "--db", tmp_path / "r.db", "--run", "it", *QUICK)
+    assert observer(*arguments).exit_code == 0
+    assert observer("db", "prune", "--db", tmp_path / "r.db", "--run", "it", "--drop", "state").exit_code == 0
+    refused = observer(*arguments)
+    assert refused.exit_code == 1 and "holds no state of this run to go on from" in refused.stderr
+    assert ask(tmp_path / "r.db", "SELECT status, sequences, attempts FROM v_run") == [("done", 2, 1)]
+    assert ask(tmp_path / "r.db", "SELECT COUNT(*) FROM v_window") == [(1,)]
