@@ -292,6 +292,8 @@ def _insert(connection: Connection, table: Table, columns: Sequence[str], rows: 
 
 def _run_sql(connection: Connection, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
     """Run a statement for each row through the driver itself: five times as fast as through Core (measured)."""
+    if isinstance(rows, list) and not rows:
+        return
     cursor = connection.connection.cursor()
     try:
         cursor.executemany(sql, rows)  # type: ignore[arg-type]  # an iterator will do
