@@ -103,8 +103,10 @@ class Row:
         if self.implementation is not None:
             contender.implement(self.implementation)
         took = contender.run(seed=seed, watch=watch, **work)
+        rate = work["passes"] * work["tokens"] / sum(took.seconds)
+        click.echo(f"{self.name}, {task} {seed}: {rate:,.2f} tok/s{', not counted' if watch else ''}", err=True)
         if not watch:
-            self.rates.setdefault(task, []).append(work["passes"] * work["tokens"] / sum(took.seconds))
+            self.rates.setdefault(task, []).append(rate)
 
     def cells(self, task: str, base: Row) -> tuple[str, str]:
         """The median rate and the median of the ratios to another row, pair by pair."""
@@ -160,7 +162,10 @@ def cold(bench: Bench) -> None:
         with Contender(bench.threads) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
             for task, work in bench.tasks.items():
-                turns = [contender.run(seed=seed, cold=True, **work) for seed in bench.seeds()]
+                turns = []
+                for seed in bench.seeds():
+                    turns.append(contender.run(seed=seed, cold=True, **work))
+                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turns[-1].seconds):.2f} s", err=True)
                 taken.setdefault((name, task), []).extend(turns[1:])
         disk.append(read_rate(bench.files))
     table = Table("contender", "task", "tok/s", "of the bound", "missed experts a pass")
