@@ -19,6 +19,7 @@ Memory is the peak of anonymous memory (RssAnon), polled while a contender opens
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import tempfile
@@ -267,4 +268,5 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no worker, cgroup or copy behind
     main()
