@@ -19,6 +19,7 @@ Memory is the peak of anonymous memory (RssAnon), polled while a contender opens
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import tempfile
@@ -103,8 +104,10 @@ class Row:
         if self.implementation is not None:
             contender.implement(self.implementation)
         took = contender.run(seed=seed, watch=watch, **work)
+        rate = work["passes"] * work["tokens"] / sum(took.seconds)
+        click.echo(f"{self.name}, {task} {seed}: {rate:,.2f} tok/s{', not counted' if watch else ''}", err=True)
         if not watch:
-            self.rates.setdefault(task, []).append(work["passes"] * work["tokens"] / sum(took.seconds))
+            self.rates.setdefault(task, []).append(rate)
 
     def cells(self, task: str, base: Row) -> tuple[str, str]:
         """The median rate and the median of the ratios to another row, pair by pair."""
@@ -160,7 +163,10 @@ def cold(bench: Bench) -> None:
         with Contender(bench.threads) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
             for task, work in bench.tasks.items():
-                turns = [contender.run(seed=seed, cold=True, **work) for seed in bench.seeds()]
+                turns = []
+                for seed in bench.seeds():
+                    turns.append(contender.run(seed=seed, cold=True, **work))
+                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turns[-1].seconds):.2f} s", err=True)
                 taken.setdefault((name, task), []).extend(turns[1:])
         disk.append(read_rate(bench.files))
     table = Table("contender", "task", "tok/s", "of the bound", "missed experts a pass")
@@ -262,4 +268,5 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no worker, cgroup or copy behind
     main()
