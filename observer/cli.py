@@ -49,6 +49,7 @@ def main() -> None:
 @click.option("--experts", type=click.IntRange(min=1), help="Experts in memory at most.  [default: a quarter of them]")
 @click.option("--budget", help="Memory for experts, such as 4GiB, instead of --experts.")
 @click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="Who leaves memory first.")
+@click.option("--trust-from", help="Name of an earlier run in the record, for policies that rank by trust.")
 @click.option("--run", help="Name of the run; an unfinished one goes on.  [default: made from the time]")
 @click.option(
     "--generate", type=click.IntRange(min=0), default=0, help="Then continue the first texts by so many tokens."
@@ -119,26 +120,30 @@ def report(db: Path, run: str | None) -> None:
 @db_option
 @click.option("--run", help="Name of the run.  [default: the last one]")
 @click.option("--texts", type=click.Path(path_type=Path), default=VALIDATION, help="JSONL that the run has not scored.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first of these texts.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many of these texts, spread over all of them.")
+@click.option("--experts", type=click.IntRange(min=2), help="Only so many experts, spread over layers and impact.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of finished work.  [default: ~/.cache/segmoe]")
 @expected_failures
-def validate(db: Path, run: str | None, texts: Path, limit: int | None) -> None:
+def validate(
+    db: Path, run: str | None, texts: Path, limit: int | None, experts: int | None, cache: Path | None
+) -> None:
     """Remove each expert in turn and see whether the run's trust foretold what that costs."""
+    from observer import validate_report
+    from observer.ablation import default_cache
     from observer.corpus import read_corpus
     from observer.db.session import open_db
     from observer.progress import JobProgress
-    from observer.report import read_report
-    from observer.validate import ablate, correlate, print_correlations, read_statistics
 
-    chosen = read_corpus(texts, limit)
+    chosen = read_corpus(texts)
+    chosen = chosen if limit is None else validate_report.spread(chosen, limit)
     engine = open_db(db, create=False)
     try:
-        shown = read_report(engine, run).run
         with JobProgress() as progress:
-            ablation = ablate(Path(shown["checkpoint"]), chosen, progress=progress.count("removing experts"))
-        statistics = read_statistics(engine, shown["name"], ablation.keys)
+            validate_report.validate(
+                engine, run, chosen, experts=experts, cache=cache or default_cache(), progress=progress.count
+            )
     finally:
         engine.dispose()
-    print_correlations(correlate(ablation, statistics), ablation, shown["name"])
 
 
 main.add_command(runs)

@@ -216,6 +216,8 @@ class Collector:
             seen.finish()
             files = () if trace is None else trace.seal(rest=True)
         windows, seen.windows = tuple(seen.windows), []
+        expert_windows, seen.expert_windows = tuple(seen.expert_windows), []
+        salience = seen.take_salience()
         texts, seen.texts = tuple(seen.texts), []
         residency, seen.residency.rows = tuple(seen.residency.rows), []
         next_uses, seen.residency.next_uses = tuple(seen.residency.next_uses), []
@@ -232,6 +234,9 @@ class Collector:
                 events_seen=self.events_seen_total - sum(seen.not_evidence.values()),
                 drops={**self.drops, **seen.not_evidence},
                 passes=seen.passes,
+                expert_windows=expert_windows,
+                salience=salience,
+                coactivation=seen.pairs() if tables else (),
                 gaps=gaps,
                 residency=residency,
                 next_uses=next_uses,

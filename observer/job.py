@@ -27,7 +27,7 @@ from observer.loop import Loop
 from observer.observation import Observation
 from observer.order import LabelsOf, Order
 from observer.progress import JobProgress
-from observer.runs import list_runs, locked
+from observer.runs import list_runs, locked, read_trust
 from observer.settings import JobConfig, Plain, config_hash, differences, versions
 from observer.signals import stop_on_signals
 from observer.state import Arrays, below
@@ -79,7 +79,6 @@ def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
             verdict = _verify(job, progress)
             return _run(job, engine, None, verdict, progress)
         with locked(config.db, earlier["run_id"], job.name):
-            progress.say(f"going on with run {job.name} after {earlier['sequences']:,} texts")
             return _run(job, engine, earlier["run_id"], {}, progress)
     finally:
         engine.dispose()
@@ -99,6 +98,7 @@ def _prepare(config: JobConfig, texts: list[Text], engine: Engine) -> tuple[_Job
     experts = config.experts
     if experts is None and config.budget is None:
         experts = max(1, len(expert_bytes) // EXPERTS_SHARE)
+    trust = None if config.trust_from is None else read_trust(engine, config.trust_from)
     job = _Job(
         config=config,
         name=config.run or _free_name(runs),
@@ -106,8 +106,12 @@ def _prepare(config: JobConfig, texts: list[Text], engine: Engine) -> tuple[_Job
         order=Order(texts, loop=config.loop, seed=config.seed),
         manifest=manifest,
         tokenizer=_tokenizer(checkpoint.folder),
-        budget={"experts": experts, "budget": config.budget, "policy": config.policy},
-        resolved=config.resolved(experts=experts, corpus_sha256=_sha256(texts)),
+        budget={"experts": experts, "budget": config.budget, "policy": config.policy, "trust": trust},
+        resolved=config.resolved(
+            experts=experts,
+            corpus_sha256=_sha256(texts),
+            trust_sha256=None if trust is None else _sha256(sorted(trust.items())),
+        ),
         expert_bytes=expert_bytes,
     )
     earlier = runs.get(job.name)
@@ -127,7 +131,10 @@ def _verify(job: _Job, progress: JobProgress) -> dict[str, str]:
         lines = ["not compared with the stock model (--no-verify)"]
         return {"parity": "unchecked", "parity_lines": json.dumps(lines)}
     progress.say("comparing with the stock model")
-    verdict = segmoe.verify(job.config.model, **job.budget)
+    settings = {name: value for name, value in job.budget.items() if name in ("experts", "budget")}
+    if job.budget["trust"] is None:
+        settings["policy"] = job.config.policy
+    verdict = segmoe.verify(job.config.model, **settings)
     return {
         "parity": "equal" if verdict.equal else "different",
         "parity_lines": json.dumps(verdict.lines),
@@ -149,6 +156,7 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
     )
     sink = _Later()
     model = segmoe.load(config.model, sink=sink, capture="contribution", **job.budget)
+    progress.launch(job.name, job.resolved, goes_on=run_id is not None)
     with contextlib.ExitStack() as stack:
         state = None
         if run_id is None:
@@ -289,8 +297,8 @@ def _nothing_yet(observation: Observation) -> Snapshot:
     return Snapshot(windows=(), texts=(), tables=tables, totals=observation.totals, events_seen=0, drops={})
 
 
-def _sha256(texts: Sequence[Text]) -> str:
+def _sha256(parts: Sequence[tuple[Any, ...]]) -> str:
     digest = hashlib.sha256()
-    for text in texts:
-        digest.update(json.dumps(text).encode())
+    for part in parts:
+        digest.update(json.dumps(part).encode())
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from observer.db.session import reading
 from observer.errors import DatabaseError, RunIsLive, RunNotFound
 from observer.settings import differences
 from observer.trace import trace_folder
+from segmoe.events import ExpertKey
 
 KILLED = "the job ended without closing the run"
 
@@ -35,6 +36,16 @@ def find_run(engine: Engine, name: str | None) -> RowMapping:
     if not chosen:
         raise RunNotFound(name or "", [run["name"] for run in runs])
     return chosen[-1]
+
+
+def read_trust(engine: Engine, name: str) -> dict[ExpertKey, float]:
+    """Return the trust of every expert, all contexts together, as the named run left it."""
+    run_id = find_run(engine, name)["run_id"]
+    with reading(engine).begin() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT component, layer, expert, trust FROM v_expert_trust WHERE run_id = ? AND context = '*'", (run_id,)
+        )
+        return {ExpertKey(*tuple(row)[:3]): float(row.trust) for row in rows}
 
 
 def lock_file(db: Path) -> Path:

@@ -33,6 +33,7 @@ class JobConfig:
     experts: int | None = None  # budget in experts; a quarter of all if neither this nor `budget` is given
     budget: str | None = None  # budget in bytes, such as 4GiB
     policy: str = DEFAULT_POLICY
+    trust_from: str | None = None  # name of an earlier run in the record, for policies that rank by trust
     run: str | None = None  # name; made from the time without one
     generate: int = 0  # tokens to continue the first texts by, afterwards
     generate_texts: int = 32
@@ -70,13 +71,13 @@ class JobConfig:
         if self.time_limit is not None:
             parse_duration(self.time_limit)
 
-    def resolved(self, *, experts: int | None, corpus_sha256: str) -> dict[str, Plain]:
+    def resolved(self, *, experts: int | None, corpus_sha256: str, trust_sha256: str | None = None) -> dict[str, Plain]:
         """Return all settings as they came to be, in plain types."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        return plain | {"experts": experts, CORPUS: corpus_sha256}
+        return plain | {"experts": experts, CORPUS: corpus_sha256, TRUST: trust_sha256}
 
 
-CORPUS = "corpus_sha256"
+CORPUS, TRUST = "corpus_sha256", "trust_sha256"
 NOT_HASHED = frozenset(
     {"model", "corpus", "db", "run", "keep_text", "verify", "total_tokens", "time_limit", "metrics_port"}
 )
@@ -99,8 +100,11 @@ def differences(then: Mapping[str, Plain], now: Mapping[str, Plain]) -> list[str
     """
     before, after = _decisive(then), _decisive(now)
     names = [name for name in {**after, **before} if before.get(name) != after.get(name)]
-    corpus = ["the corpus holds other texts"] if CORPUS in names else []
-    return corpus + [f"{name} was {before.get(name)} and is {after.get(name)} now" for name in names if name != CORPUS]
+    sentences = {CORPUS: "the corpus holds other texts", TRUST: "the trust of the earlier run is another one"}
+    return [
+        sentences.get(name, f"{name} was {before.get(name)} and is {after.get(name)} now")
+        for name in sorted(names, key=lambda name: name not in sentences)
+    ]
 
 
 def _decisive(resolved: Mapping[str, Plain]) -> dict[str, Plain]:

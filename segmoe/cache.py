@@ -4,6 +4,15 @@ A layer says which experts it is about to ask for, in which order (`expect`). Wh
 in that order, from history alone: a resident expert is a hit; for a missing one the policy's victim leaves, never an
 expert that the layer still needs, unless nothing else is left. Loader threads only carry out early what is decided
 early: as long as nobody leaves who was not computed yet. So loads and evictions are the same with and without them.
+
+Tried and left out, with what it gave:
+- Guessing the next layer's experts. Over 128 decode tokens of Qwen3-30B with 280 to 1,536 experts in memory and six
+  guesses a layer, pairs counted so far were right in 37 to 51% and covered 9 to 50% of the misses; the last token's
+  picks are in memory as soon as a token cycle fits. The next router on this layer's state was right in 21 to 26% on
+  the embedded model (chance 12.5%). Reads are what a small memory waits for: one wasted for each useful one loses.
+- Using experts where they lie in the page cache, mapped and not copied: bringing in and dropping the 2,300 pages of an
+  expert took 1.6 ms, copying it 1.2 to 2.
+- Huge pages for slots: 4 to 10% of a multiplication with plain weights, nothing with packed ones.
 """
 
 from __future__ import annotations
@@ -193,10 +202,10 @@ class ExpertCache:
         self._policy.touch(key)
         return slot
 
-    def _victim(self, coming: ExpertKey) -> tuple[Victim, Reason] | None:
+    def _victim(self, wanted: ExpertKey) -> tuple[Victim, Reason] | None:
         """Whom the policy gives, or of those that the layer still needs the one that it needs last."""
         kept: Container[ExpertKey] = self._coming if not self._pins else {**self._coming, **self._pins}
-        victim = self._policy.victim(kept, coming)
+        victim = self._policy.victim(kept, wanted)
         if victim is None:
             needed = (key for key in reversed(self._coming) if key in self._resident and key not in self._pins)
             last = next(needed, None)

@@ -55,8 +55,8 @@ def verify_layers(
     `report` is told each layer's result and how long the rest may take.
     """
     model = segmented_experts(path, experts=experts, budget=budget, policy=policy, threads=threads)
-    stock = StockExperts(Path(path))
     runtime: Runtime = model.segmoe
+    stock = StockExperts(runtime.manifest.folder)
     checks: list[Check] = []
     equal = total = 0
     began = time.perf_counter()

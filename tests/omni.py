@@ -51,8 +51,8 @@ def config() -> Any:
         "encoder_ffn_dim": 32,
         "output_dim": 32,
         "downsample_hidden_size": 8,
-        "n_window": 4,
-        "n_window_infer": 8,
+        "n_window": 50,  # the library counts on 13 tokens of 100 frames
+        "n_window_infer": 100,
         "max_source_positions": 64,
     }
     vision = {
@@ -122,7 +122,7 @@ def config() -> Any:
 
 
 def speak(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text tokens [1, n] and the waveform [1, 1, samples] that the model answers to a short turn, by default sampled."""
+    """Text tokens [1, n] and waveform [1, 1, samples] that the model answers to a short turn, sampled by default."""
     ids = torch.tensor([[150, 156, 10, 20, 30, 40, 151, 150, 157]])
     torch.manual_seed(5)
     with torch.no_grad():

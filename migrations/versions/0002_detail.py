@@ -112,7 +112,7 @@ SELECT
   stability,          -- 0..1, how alike its impact per use is from window to window
   efficiency,         -- 0..1, benefit per use and byte
   uses,               -- picks
-  blocks,             -- of evidence, 128 tokens each
+  blocks,             -- of evidence, 256 tokens each
   definition_version, -- of trust
   load,               -- share of the layer's picks
   weight_mean,        -- routing weight per pick

@@ -180,7 +180,7 @@ def _scores() -> list[Column[Any]]:
         _real("stability", "0..1: how alike its impact per use is from window to window"),
         _real("efficiency", "0..1: benefit per use and byte, against the layer's median"),
         _integer("uses", "picks"),
-        _integer("blocks", "of evidence, 128 tokens each"),
+        _integer("blocks", "of evidence, 256 tokens each"),
         _real("load", "share of the layer's picks"),
         _real("weight_mean", "routing weight per pick"),
         _real("ean", "sum of |o| over its picks"),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-MOST_WINDOWS = 2000
+MOST_WINDOWS = 1800
 
 SUMS = (
     *("tokens", "nll_sum", "predicted", "hits", "misses", "loads", "evictions", "bytes_read"),

@@ -7,6 +7,7 @@ windows.py.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
@@ -139,7 +140,7 @@ class Writer:
             self._windows(connection, snapshot)
             _insert(connection, tables.sequence, TEXT_COLUMNS, [self._text(t) for t in snapshot.texts])
             for table in snapshot.tables:
-                _run_sql(connection, UPSERT_TRUST, list(self._trust(table)))
+                _run_sql(connection, UPSERT_TRUST, self._trust(table))
             self._detail(connection, snapshot)
             if snapshot.state is not None:
                 _run_sql(connection, UPSERT_STATE, [(self.run_id, STATE, pack(snapshot.state))])
@@ -170,19 +171,19 @@ class Writer:
             _insert(connection, tables.window, WINDOW_COLUMNS, [self._window(window)])
             for rows in snapshot.expert_windows:
                 if rows.window_index == window.window_index:
-                    tuples = list(_expert_window(self.run_id, rows))
+                    tuples = _expert_window(self.run_id, rows)
                     _insert(connection, tables.expert_window, EXPERT_WINDOW_COLUMNS, tuples)
 
     def _detail(self, connection: Connection, snapshot: Snapshot) -> None:
         """Add the rows of the tables of detail."""
         run = self.run_id
         for moments in snapshot.salience:
-            _insert(connection, tables.salience, SALIENCE_COLUMNS, list(_salience(run, moments)))
+            _insert(connection, tables.salience, SALIENCE_COLUMNS, _salience(run, moments))
         for pairs in snapshot.coactivation:
             connection.exec_driver_sql(
                 "DELETE FROM coactivation WHERE run_id = ? AND component = ?", (run, pairs.component)
             )
-            _insert(connection, tables.coactivation, COACTIVATION_COLUMNS, list(_coactivation(run, pairs)))
+            _insert(connection, tables.coactivation, COACTIVATION_COLUMNS, _coactivation(run, pairs))
         _run_sql(connection, UPSERT_GAP, [(run, *gap) for gap in snapshot.gaps])
         _insert(connection, tables.residency_event, RESIDENCY_COLUMNS, [(run, *row) for row in snapshot.residency])
         _run_sql(
@@ -222,6 +223,8 @@ class Writer:
                 yield connection
         except DBAPIError as error:
             raise DatabaseError(self._path, explain(error.orig)) from error
+        except sqlite3.Error as error:
+            raise DatabaseError(self._path, explain(error)) from error
 
     def _window(self, window: Window) -> tuple[Any, ...]:
         return (self.run_id, *(getattr(window, name) for name in WINDOW_COLUMNS[1:]))
@@ -276,14 +279,18 @@ def _coactivation(run_id: int, rows: CoactivationRows) -> Any:
     return zip(repeat(run_id), repeat(rows.component), *arrays, strict=False)
 
 
-def _insert(connection: Connection, table: Table, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-    """Insert tuples through the driver: five times as fast as through Core (measured)."""
+def _insert(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Insert tuples; they may be made while they are inserted."""
     _run_sql(connection, _insert_sql(table, columns), rows)
 
 
-def _run_sql(connection: Connection, sql: str, rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        connection.exec_driver_sql(sql, rows)
+def _run_sql(connection: Connection, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Run a statement for each row through the driver itself: five times as fast as through Core (measured)."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.executemany(sql, rows)  # type: ignore[arg-type]  # an iterator will do
+    finally:
+        cursor.close()
 
 
 def _insert_sql(table: Table, columns: Sequence[str]) -> str:

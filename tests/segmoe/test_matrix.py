@@ -1,4 +1,7 @@
-"""Nine families x dtype x layout on disk x budget, each against stock eager: prefill and three ways of generating."""
+"""Nine families x dtype x layout on disk x budget, with and without loader threads, each against stock eager.
+
+Compared are prefill of a left-padded batch and three ways of generating. All other families: tests/families.
+"""
 
 from pathlib import Path
 
@@ -63,10 +66,12 @@ def test_every_budget_gives_the_stock_models_bits(name: str, layout: str, dtype:
     assert not torch.equal(wanted["greedy tokens"], wanted["sampled tokens"])
     total = len(segmoe.load(tmp_path).segmoe.manifest.experts)
     assert total in (LAYERS * EXPERTS, (LAYERS - 1) * EXPERTS)
-    for experts in (2, total // 3, total):
-        model = segmoe.load(tmp_path, experts=experts)
+    for experts, threads in ((2, 0), (2, 2), (total // 3, 2), (total, 0)):
+        model = segmoe.load(tmp_path, experts=experts, threads=threads)
         found = trace(model)
-        assert not {key for key in wanted if not torch.equal(found[key], wanted[key])}, f"{experts} experts"
+        assert not {key for key in wanted if not torch.equal(found[key], wanted[key])}, (
+            f"{experts} experts, {threads} threads"
+        )
         assert len(model.segmoe.cache) <= experts
         model.segmoe.cache.check_integrity()
         model.segmoe.close()
@@ -91,8 +96,8 @@ def test_the_full_omni_speaks_alike(layout: str, dtype: torch.dtype, tmp_path: P
     modes = {"sampled": {}, "greedy": {"thinker_do_sample": False, "talker_do_sample": False}}
     wanted = {mode: omni.speak(stock, **options) for mode, options in modes.items()}
     assert all(wave.numel() > 50 and wave.abs().max() > 0 for _, wave in wanted.values())
-    for experts in (2, 16, 48):
-        model = segmoe.load(tmp_path, experts=experts)
+    for experts, threads in ((2, 2), (16, 0), (48, 2)):
+        model = segmoe.load(tmp_path, experts=experts, threads=threads)
         assert type(model) is type(stock)
         for mode, options in modes.items():
             tokens, wave = omni.speak(model, **options)
