@@ -42,21 +42,24 @@ def observer(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of batches with padding, then generation, with its trace."""
+    """Two runs of batches with padding, then generation, with their traces; the second ranks by trust of the first."""
     db = tmp_path_factory.mktemp("replay") / "record.db"
     settings = ("--no-verify", "--limit", 12, "--max-tokens", 48, "--batch", 4, "--experts", 33)
     generating = ("--generate", 6, "--generate-texts", 3)
-    result = observer("run", "--db", db, "--run", "own", *settings, *generating, "--trace")
-    assert result.exit_code == 0, result.output
+    for name, policy in (("own", ()), ("trusting", ("--policy", "trust", "--trust-from", "own"))):
+        result = observer("run", "--db", db, "--run", name, *settings, *generating, *policy, "--trace")
+        assert result.exit_code == 0, result.output
     return db
 
 
-def test_the_replay_of_a_run_from_its_record_counts_what_the_run_counted(record: Path) -> None:
+@pytest.mark.parametrize("run", ["own", "trusting"])
+def test_the_replay_of_a_run_from_its_record_counts_what_the_run_counted(record: Path, run: str) -> None:
     with closing(sqlite3.connect(record)) as connection:
         hits, misses, evictions, read, policy, experts = connection.execute(
-            "SELECT hits, misses, evictions, bytes_read, policy, budget_experts FROM v_run"
+            "SELECT hits, misses, evictions, bytes_read, policy, budget_experts FROM v_run WHERE name = ?", (run,)
         ).fetchone()
-    result = observer("replay", "--db", record, "--policy", policy, "--experts", experts, "--json", "--regret")
+    chosen = ("--run", run, "--policy", policy, "--experts", experts)
+    result = observer("replay", "--db", record, *chosen, "--json", "--regret")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     (cost,) = answer["costs"]
@@ -67,7 +70,7 @@ def test_the_replay_of_a_run_from_its_record_counts_what_the_run_counted(record:
 
 
 def test_both_commands_print_tables_and_write_a_chart(record: Path, tmp_path: Path) -> None:
-    shown = observer("replay", "--db", record, "--regret", "--phase", "decode")
+    shown = observer("replay", "--db", record, "--run", "own", "--regret", "--phase", "decode")
     assert shown.exit_code == 0, shown.output
     for word in ("use-rate-per-layer", "trust", "Belady (ceiling)", "Belady kept it", "highest less lowest"):
         assert word in shown.stdout
@@ -98,9 +101,9 @@ def test_the_public_csv_form_is_read(tmp_path: Path) -> None:
 def test_an_exported_trace_replays_like_the_runs_own(record: Path, tmp_path: Path) -> None:
     """Of the generated tokens, where a pass is a token in both forms, and padding plays no part."""
     file = tmp_path / "exported.csv"
-    assert observer("trace", "export", "--db", record, "--out", file).exit_code == 0
+    assert observer("trace", "export", "--db", record, "--run", "own", "--out", file).exit_code == 0
     picked = ("--phase", "decode", "--policy", "lru", "--experts", 50, "--json")
-    own = json.loads(observer("replay", "--db", record, *picked).stdout)["costs"]
+    own = json.loads(observer("replay", "--db", record, "--run", "own", *picked).stdout)["costs"]
     other = json.loads(observer("replay", "--trace", file, *picked).stdout)["costs"]
     assert own == other
 
