@@ -135,12 +135,12 @@ def unobserved() -> Outcome:
     return outcome(None, "off")
 
 
-def assert_same(found: Outcome, wanted: Outcome) -> None:
+def assert_same(found: Outcome, wanted: Outcome, *, moves: int = 500) -> None:
     assert torch.equal(found.logits, wanted.logits)
     assert all(torch.equal(a, b) for a, b in zip(found.tokens, wanted.tokens, strict=True))
     assert torch.equal(found.random_state, wanted.random_state)
     assert found.residency == wanted.residency
-    assert len(wanted.residency) > 500, "hardly anything was loaded or evicted, so this would prove nothing"
+    assert len(wanted.residency) > moves, "hardly anything was loaded or evicted, so this would prove nothing"
 
 
 @pytest.mark.parametrize("capture", CAPTURES)
@@ -217,7 +217,7 @@ def spoken(folder: Path, sink: Any, capture: Any, **options: Any) -> Outcome:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_model_that_talks_says_the_same(talking: Path, said: Outcome, kind: type, capture: str) -> None:
     sink = kind()
-    assert_same(spoken(talking, sink, capture), said)
+    assert_same(spoken(talking, sink, capture), said, moves=50)
     if kind is RecordingSink and capture == "contribution":
         components = {event.component for event in sink.events if isinstance(event, Routed)}
         assert {"thinker", "talker"} <= components
