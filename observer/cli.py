@@ -99,7 +99,7 @@ def run(context: click.Context, /, no_verify: bool, as_json: bool, **settings: A
     progress = JsonProgress(sys.stdout) if as_json else JobProgress()
     result = run_job(config, progress)
     if isinstance(progress, JsonProgress):
-        progress.tell("done", run=result.run, status=result.status, events_dropped=result.dropped)
+        progress.tell("done", **result._asdict())
     else:
         _report(config.db, result.run)
     if result.status == "cancelled":
