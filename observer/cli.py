@@ -12,6 +12,7 @@ import click
 from observer import config_file
 from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
 from observer.commands.db import db
+from observer.commands.replay import plan, replay
 from observer.commands.runs import runs
 from observer.commands.trace import trace
 from observer.residency import EVENTS_CAP
@@ -98,7 +99,7 @@ def run(context: click.Context, /, no_verify: bool, as_json: bool, **settings: A
     progress = JsonProgress(sys.stdout) if as_json else JobProgress()
     result = run_job(config, progress)
     if isinstance(progress, JsonProgress):
-        progress.tell("done", run=result.run, status=result.status, events_dropped=result.dropped)
+        progress.tell("done", **result._asdict())
     else:
         _report(config.db, result.run)
     if result.status == "cancelled":
@@ -166,6 +167,8 @@ def advise(db: Path, run: str | None, bound: float) -> None:
 main.add_command(runs)
 main.add_command(db)
 main.add_command(trace)
+main.add_command(replay)
+main.add_command(plan)
 
 
 def _report(db: Path, run: str | None) -> None:

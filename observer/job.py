@@ -47,6 +47,7 @@ class JobResult(NamedTuple):
 
     run: str  # name
     status: str  # done or cancelled
+    tokens: int  # of all passes, of earlier starts too
     dropped: int  # events that the statistics do not rest on
 
 
@@ -79,7 +80,6 @@ def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
             verdict = _verify(job, progress)
             return _run(job, engine, None, verdict, progress)
         with locked(config.db, earlier["run_id"], job.name):
-            progress.say(f"going on with run {job.name} after {earlier['sequences']:,} texts")
             return _run(job, engine, earlier["run_id"], {}, progress)
     finally:
         engine.dispose()
@@ -157,6 +157,7 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
     )
     sink = _Later()
     model = segmoe.load(config.model, sink=sink, capture="contribution", **job.budget)
+    progress.launch(job.name, job.resolved, goes_on=run_id is not None)
     with contextlib.ExitStack() as stack:
         state = None
         if run_id is None:
@@ -179,7 +180,8 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
             progress.say(f"metrics for Prometheus at http://127.0.0.1:{port}/metrics")
         status = _observe(job, model, collector, writer, progress, state)
         model.segmoe.close()
-    return JobResult(job.name, status, collector.events_dropped_total)
+    not_evidence = sum(observation.not_evidence.values())
+    return JobResult(job.name, status, collector.totals.tokens, collector.events_dropped_total + not_evidence)
 
 
 class _Later:

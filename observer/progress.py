@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -43,6 +43,11 @@ class JobProgress:
     def say(self, line: str) -> None:
         """Print one line beside the bar."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def launch(self, run: str, config: Mapping[str, Any], *, goes_on: bool) -> None:
+        """Tell that the job starts, or goes on."""
+        if goes_on:
+            self.say(f"going on with run {run}")
 
     def begin(self, phase: str, total: int, totals: Totals, done: int = 0) -> None:
         """Start a phase of so many texts (0: without end), of which some were done by an earlier start."""
@@ -99,7 +104,7 @@ class JobProgress:
 
 
 class JsonProgress(JobProgress):
-    """One JSON object a line: `note`, `progress`; the command adds `launch` and `done`."""
+    """One JSON object a line: `launch`, `note`, `progress`; the command adds `done`."""
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(Console(stderr=True, force_terminal=False))
@@ -109,6 +114,10 @@ class JsonProgress(JobProgress):
         """Write a line."""
         self._out.write(json.dumps({"event": event, **facts}) + "\n")
         self._out.flush()
+
+    def launch(self, run: str, config: Mapping[str, Any], *, goes_on: bool) -> None:
+        """Tell what is to be done."""
+        self.tell("launch", run=run, goes_on=goes_on, config=dict(config))
 
     def say(self, line: str) -> None:
         """Tell what a person would read."""

@@ -38,7 +38,7 @@ POINTS = (
     "in a merge",
     "in a migration",
     "before a rename",
-    "after it",
+    "after a rename",
 )
 SETTINGS = dict(limit=24, batch=2, max_tokens=48, generate=3, generate_texts=3, window_tokens=120, windows=5)
 SETTINGS |= dict(trace=True, trace_file_rows=400, verify=False, run="it")

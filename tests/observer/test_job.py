@@ -99,7 +99,7 @@ def test_a_job_that_is_done_finds_nothing_left_to_do(done: tuple[Path, Result], 
     db = tmp_path / "r.db"
     db.write_bytes(done[0].read_bytes())
     before = {table: ask(db, f"SELECT * FROM {table}") for table in TABLES}
-    common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text")
+    common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text", "--policy", "lru")
     again = observer("run", "--db", db, "--run", "first", *common, "--generate", 3, "--generate-texts", 4)
     assert again.exit_code == 0 and again.stdout == done[1].stdout.replace(str(done[0]), str(db))
     assert {table: ask(db, f"SELECT * FROM {table}") for table in TABLES} == before
