@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from observer.db.session import reading
 from observer.observation import ALL
 from observer.report import read_report
+from observer.stats.windows import WINDOW_TOKENS
 from segmoe.events import ExpertKey
 from segmoe.units import format_bytes
 
@@ -145,7 +146,10 @@ def _drops(connection: Connection, run_id: int, bound: float) -> tuple[list[Expe
 
 
 def _prefetch(connection: Connection, run_id: int) -> list[Pair]:
-    """Pairs from one layer to the next, the surest first: P(after | before) by its lower bound."""
+    """Pairs from one layer to the next, the surest first: P(after | before) by its lower bound.
+
+    Tokens of one text are alike: for the interval, 32 of them count as one.
+    """
     uses = {
         ExpertKey(*row[:3]): float(row[3])
         for row in connection.exec_driver_sql(
@@ -160,7 +164,8 @@ def _prefetch(connection: Connection, run_id: int) -> list[Pair]:
     pairs = []
     for component, layer, expert, other_layer, other, count, lift in rows:
         before, after = ExpertKey(component, layer, expert), ExpertKey(component, other_layer, other)
-        pairs.append(Pair(before, after, wilson(count, max(uses[before], count)), lift))
+        trials = max(uses[before], count)
+        pairs.append(Pair(before, after, wilson(count / WINDOW_TOKENS, trials / WINDOW_TOKENS), lift))
     return sorted(pairs, key=lambda pair: (-pair.probability.low, pair.before, pair.after))
 
 
