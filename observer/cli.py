@@ -99,7 +99,7 @@ def run(context: click.Context, /, no_verify: bool, as_json: bool, **settings: A
     progress = JsonProgress(sys.stdout) if as_json else JobProgress()
     result = run_job(config, progress)
     if isinstance(progress, JsonProgress):
-        progress.tell("done", run=result.run, status=result.status, events_dropped=result.dropped)
+        progress.tell("done", **result._asdict())
     else:
         _report(config.db, result.run)
     if result.status == "cancelled":
@@ -142,6 +142,24 @@ def validate(
             validate_report.validate(
                 engine, run, chosen, experts=experts, cache=cache or default_cache(), progress=progress.count
             )
+    finally:
+        engine.dispose()
+
+
+@main.command()
+@db_option
+@click.option("--run", help="Name of the run.  [default: the last one]")
+@click.option("--bound", default=0.1, show_default=True, help="Experts surely trusted less may be dropped.")
+@expected_failures
+def advise(db: Path, run: str | None, bound: float) -> None:
+    """Say what pinning, dropping and prefetching experts would gain; reads the record and changes nothing."""
+    from observer.advise import advise as read_advice
+    from observer.advise import print_advice
+    from observer.db.session import open_db
+
+    engine = open_db(db, create=False)
+    try:
+        print_advice(read_advice(engine, run, bound=bound))
     finally:
         engine.dispose()
 

@@ -56,6 +56,7 @@ class Bench:
     threads: int = 2
     rounds: int = 5
     limit_s: float = 30.0  # for the rounds of one task; then no further round begins
+    settling: int = 12  # passes of the prompt's length before anything is timed: experts that stay get packed
     steps: int = 12
     prompt_tokens: int = 256
     caps: tuple[str, ...] = CAPS
@@ -128,6 +129,7 @@ def warm(bench: Bench) -> None:
         for name, experts in bench.budgets(total).items():
             contender = stack.enter_context(Contender(bench.threads))
             contender.open(bench.path, kind="segmoe", experts=experts)
+            contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens)
             turns.append((Row(f"segmoe, {name}"), contender))
         for task in reversed(bench.tasks):  # prefill first: it fills a cache that holds all
             for seed in bench.seeds():
