@@ -146,6 +146,24 @@ def validate(
         engine.dispose()
 
 
+@main.command()
+@db_option
+@click.option("--run", help="Name of the run.  [default: the last one]")
+@click.option("--bound", default=0.1, show_default=True, help="Experts surely trusted less may be dropped.")
+@expected_failures
+def advise(db: Path, run: str | None, bound: float) -> None:
+    """Say what pinning, dropping and prefetching experts would gain; reads the record and changes nothing."""
+    from observer.advise import advise as read_advice
+    from observer.advise import print_advice
+    from observer.db.session import open_db
+
+    engine = open_db(db, create=False)
+    try:
+        print_advice(read_advice(engine, run, bound=bound))
+    finally:
+        engine.dispose()
+
+
 main.add_command(runs)
 main.add_command(db)
 main.add_command(trace)

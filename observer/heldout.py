@@ -1,7 +1,7 @@
 """What texts that the run has not scored say of the experts, and what null hypotheses do. Comparing is validate.py.
 
-Null tests: with each pick given to an expert drawn by chance, or with random weights in the model, trust knows nothing,
-and must foretell nothing.
+Null tests: with each pick given to an expert and a layer drawn by chance, trust knows nothing and must foretell
+nothing. With random weights in the model it knows only how deep a layer lies, and must foretell nothing within a layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Statistics = dict[str, dict[str, Array]]
 def observe(
     model: Any, tokenizer: Any, texts: Sequence[Text], *, shuffled: bool = False, max_tokens: int = 256, batch: int = 8
 ) -> tuple[Observation, Falls]:
-    """Read the texts with a stock model; `shuffled` gives each pick to an expert drawn by chance."""
+    """Read the texts with a stock model; `shuffled` gives each pick to an expert and layer drawn by chance."""
     places = experts_modules(model)
     sizes = {ExpertKey(p.component, p.layer, expert): 1 for p in places for expert in range(p.num_experts)}
     seen = Observation(sizes, {text.context for text in texts}, residency_cap=0)
@@ -128,12 +128,22 @@ class _Sink:
     def emit(self, event: Event, /) -> None:
         if isinstance(event, Routed):
             self._layers.append(event)
-            if self._random is not None:
-                experts = self._seen.grids[event.component].experts
-                order = self._random.random((len(event.topk_ids), experts)).argsort(axis=1)
-                drawn = order[:, : event.topk_ids.shape[1]].astype(np.int16)
-                event = replace(event, topk_ids=drawn)
-        elif isinstance(event, StepDone):
+            return
+        if isinstance(event, StepDone):
             self.falls.take(event, self._layers, self.contexts)
+            for picks in self._layers if self._random is None else self._shuffled(self._random):
+                self._seen.take(picks)
             self._layers = []
         self._seen.take(event)
+
+    def _shuffled(self, random: np.random.Generator) -> list[Routed]:
+        """The pass with its layers in another order, and other experts in each."""
+        places = sorted(picks.layer for picks in self._layers)
+        result = []
+        for place, source in zip(places, random.permutation(len(places)), strict=True):
+            picks = self._layers[source]
+            experts = self._seen.grids[picks.component].experts
+            order = random.random((len(picks.topk_ids), experts)).argsort(axis=1)
+            drawn = order[:, : picks.topk_ids.shape[1]].astype(np.int16)
+            result.append(replace(picks, layer=place, topk_ids=drawn))
+        return result

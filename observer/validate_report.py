@@ -97,7 +97,7 @@ def print_validation(
 ) -> None:
     """Print a line for each statistic, the one that foretells best first; then intervals and curves."""
     console = Console()
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 130)
     scopes = [scope for scope in next(iter(found.values())) if scope in SCOPES]
     table = Table("Spearman with the cost of removal", *scopes)
     for name, by_scope in sorted(found.items(), key=lambda item: -item[1][SCOPES[-1]].value):

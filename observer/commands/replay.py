@@ -24,7 +24,7 @@ trace_option = click.option(
 run_option = click.option("--run", help="Name of the run.  [default: the last one with a trace]")
 policy_option = click.option("--policy", "policies", multiple=True, help="Only these; `belady` too.  [default: all]")
 phase_option = click.option(
-    "--phase", type=click.Choice(["all", "decode", "prefill"]), default="all", show_default=True
+    "--phase", type=click.Choice(["all", "decode", "prefill"]), default="all", show_default=True, help="Which passes."
 )
 
 

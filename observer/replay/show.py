@@ -111,7 +111,8 @@ def print_regret(judged: list[tuple[str, Regret]]) -> None:
         if not found.groups:
             _console().print(f"No eviction to judge by {by}.")
             continue
-        table = Table(by, "evictions", "came back", "after tokens", "paid", "Belady would have kept", "90% interval")
+        columns = ("from .. to", "evictions", "came back", "after tokens", "paid", "Belady kept it", "90% interval")
+        table = Table(*columns, title=f"Evictions by {by}", title_justify="left")
         for group in found.groups:
             table.add_row(
                 f"{group.low:.3g} .. {group.high:.3g}",

@@ -56,9 +56,9 @@ def simulate(
     accesses = len(trace)
     hit = np.zeros(accesses, np.bool_)
     evicted_at, evicted, scores = np.zeros(accesses, np.int64), np.zeros(accesses, np.int32), np.zeros(accesses)
-    clock = trace.clock()
+    table, clock = make_table(trace, rule, trust), trace.clock()
     evictions = _run(
-        make_table(trace, rule, trust),
+        table,
         rule,
         trace.expert,
         trace.pass_index,
@@ -73,7 +73,7 @@ def simulate(
         scores,
         np.full(len(trace.keys), -1, np.int64),  # index of the expert's access in the layer's pass under way
         np.zeros(len(trace.keys), np.int64),
-        np.zeros(len(trace.keys), np.bool_),
+        np.zeros(len(table.size), np.bool_),
     )
     return Outcome(hit=hit, evicted_at=evicted_at[:evictions], evicted=evicted[:evictions], score=scores[:evictions])
 
@@ -89,16 +89,17 @@ def make_table(trace: Trace, rule: Rule, trust: Mapping[ExpertKey, float] | None
     known = trust or {}
     unknown = statistics.median(known.values()) if known else 0.5
     sizes = np.bincount(group, minlength=1)
+    heap = (len(sizes), int(sizes.max()))
     return Table(
         rank=np.full(count, -math.inf),
         turn=np.zeros(count, np.int64),
         step=np.full(count, NOBODY, np.int64),
         weight=np.array([weight(rule, known.get(key, unknown)) for key in trace.keys]),
-        seen_rank=np.full(count, -math.inf),
-        seen_turn=np.zeros(count, np.int64),
         place=np.full(count, NOBODY, np.int32),
         group=group,
-        heap=np.full((len(sizes), int(sizes.max())), NOBODY, np.int32),
+        heap=np.full(heap, NOBODY, np.int32),
+        seen_rank=np.zeros(heap),
+        seen_turn=np.zeros(heap, np.int64),
         size=np.zeros(len(sizes), np.int64),
         counts=np.array([0, rule.seed], np.int64),
         floor=np.zeros(1),

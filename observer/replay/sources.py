@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from observer.errors import ObserverError
 from observer.replay.csv_form import read_csv
 from observer.replay.parquet_form import read_parquet
 from observer.replay.trace import Trace
-from observer.runs import find_run
+from observer.runs import find_run, read_trust
 from observer.trace_read import open_trace
 from segmoe.events import ExpertKey
 
@@ -22,7 +23,7 @@ class RunTrace(NamedTuple):
 
     trace: Trace
     run: RowMapping  # of v_run
-    trust: dict[ExpertKey, float]  # over all contexts
+    trust: dict[ExpertKey, float]  # over all contexts: of the run that its policy took it from, or of itself
 
     @property
     def share(self) -> float:
@@ -51,17 +52,5 @@ def read_run(engine: Engine, name: str | None) -> RunTrace:
             "SELECT component, layer, expert, bytes FROM v_expert WHERE run_id = ?", (run["run_id"],)
         ).fetchall()
     nbytes = {ExpertKey(component, layer, expert): size for component, layer, expert, size in sizes}
-    return RunTrace(read_parquet(files.files, nbytes), run, read_trust(engine, files.run))
-
-
-def read_trust(engine: Engine, name: str | None, context: str = "*") -> dict[ExpertKey, float]:
-    """Trust as a run of the record has found it: a snapshot that segmoe.load(trust=...) takes."""
-    run = find_run(engine, name)
-    with reading(engine).begin() as connection:
-        rows = connection.exec_driver_sql(
-            "SELECT component, layer, expert, trust FROM v_expert_trust WHERE run_id = ? AND context = ?",
-            (run["run_id"], context),
-        ).fetchall()
-    if not rows:
-        raise ObserverError(f"run {run['name']!r} holds no trust for the context {context!r}; take '*' for all")
-    return {ExpertKey(component, layer, expert): trust for component, layer, expert, trust in rows}
+    source = json.loads(run["config"]).get("trust_from") or files.run  # what its policy saw, or else what it found
+    return RunTrace(read_parquet(files.files, nbytes), run, dict(read_trust(engine, source)))

@@ -32,11 +32,11 @@ class Ranked:
             turn=[],
             step=[],
             weight=[],
-            seen_rank=[],
-            seen_turn=[],
             place=[],
             group=[],
             heap=[],
+            seen_rank=[],
+            seen_turn=[],
             size=[],
             counts=[0, rule.seed],
             floor=[0.0],
@@ -105,22 +105,21 @@ class Ranked:
         The layer under way may have pinned many of the lowest; taking them out and back costs ten times as much.
         """
         table = self._table
-        heap, size = table.heap[group], table.size[group]
+        heap, ranks, turns, size = table.heap[group], table.seen_rank[group], table.seen_turn[group], table.size[group]
         frontier: list[tuple[float, int, int]] = []  # rank and turn at each place from which nobody was taken yet
         free: list[int] = []
 
         def consider(place: int) -> None:
             if place < size:
-                number = heap[place]
-                heappush(frontier, (table.seen_rank[number], table.seen_turn[number], place))
+                heappush(frontier, (ranks[place], turns[place], place))
 
         consider(0)
         while len(free) < 2 and frontier:
             place = heappop(frontier)[2]
-            number = heap[place]
             if look(table, group, place):
                 consider(place)  # somebody else stands there now
                 continue
+            number = heap[place]
             if self._keys[number] not in pinned:
                 free.append(number)
             consider(2 * place + 1)
@@ -143,16 +142,16 @@ class Ranked:
         table = self._table
         if group == len(table.size):
             table.size.append(0)
-            table.heap.append([])
-        table.heap[group].append(NOBODY)
+            for rows in (table.heap, table.seen_rank, table.seen_turn):
+                rows.append([])
+        for rows in (table.heap, table.seen_rank, table.seen_turn):
+            rows[group].append(NOBODY)
         trust = weight(self.rule, self._trust.get(key, self._unknown))
         for column, value in (
             (table.rank, -math.inf),
             (table.turn, 0),
             (table.step, NOBODY),
             (table.weight, trust),
-            (table.seen_rank, -math.inf),
-            (table.seen_turn, 0),
             (table.place, NOBODY),
             (table.group, group),
         ):

@@ -19,6 +19,7 @@ Memory is the peak of anonymous memory (RssAnon), polled while a contender opens
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import tempfile
@@ -55,6 +56,7 @@ class Bench:
     threads: int = 2
     rounds: int = 5
     limit_s: float = 30.0  # for the rounds of one task; then no further round begins
+    settling: int = 12  # passes of the prompt's length before anything is timed: experts that stay get packed
     steps: int = 12
     prompt_tokens: int = 256
     caps: tuple[str, ...] = CAPS
@@ -103,8 +105,10 @@ class Row:
         if self.implementation is not None:
             contender.implement(self.implementation)
         took = contender.run(seed=seed, watch=watch, **work)
+        rate = work["passes"] * work["tokens"] / sum(took.seconds)
+        click.echo(f"{self.name}, {task} {seed}: {rate:,.2f} tok/s{', not counted' if watch else ''}", err=True)
         if not watch:
-            self.rates.setdefault(task, []).append(work["passes"] * work["tokens"] / sum(took.seconds))
+            self.rates.setdefault(task, []).append(rate)
 
     def cells(self, task: str, base: Row) -> tuple[str, str]:
         """The median rate and the median of the ratios to another row, pair by pair."""
@@ -125,6 +129,7 @@ def warm(bench: Bench) -> None:
         for name, experts in bench.budgets(total).items():
             contender = stack.enter_context(Contender(bench.threads))
             contender.open(bench.path, kind="segmoe", experts=experts)
+            contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens)
             turns.append((Row(f"segmoe, {name}"), contender))
         for task in reversed(bench.tasks):  # prefill first: it fills a cache that holds all
             for seed in bench.seeds():
@@ -160,7 +165,10 @@ def cold(bench: Bench) -> None:
         with Contender(bench.threads) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
             for task, work in bench.tasks.items():
-                turns = [contender.run(seed=seed, cold=True, **work) for seed in bench.seeds()]
+                turns = []
+                for seed in bench.seeds():
+                    turns.append(contender.run(seed=seed, cold=True, **work))
+                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turns[-1].seconds):.2f} s", err=True)
                 taken.setdefault((name, task), []).extend(turns[1:])
         disk.append(read_rate(bench.files))
     table = Table("contender", "task", "tok/s", "of the bound", "missed experts a pass")
@@ -262,4 +270,5 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no worker, cgroup or copy behind
     main()

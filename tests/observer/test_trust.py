@@ -38,7 +38,7 @@ def by_hand(
     rows = []
     for e in range(experts):
         z = math.log(estimates[e]) - sds[e] ** 2 / 2
-        parts = [sigma(z - math.log(x)), *(sigma(z + d * 1.645 * sds[e] - math.log(x)) for d in (-1, 1))]
+        parts = [sigma(z - math.log(x)), *(sigma(z + d * 1.974 * sds[e] - math.log(x)) for d in (-1, 1))]
         p = per_use[e]
         cv = 0.0
         if p:
