@@ -50,7 +50,7 @@ def read_report(engine: Engine, name: str | None = None) -> Report:
         return Report(
             run=chosen[0],
             residency=rows(
-                "SELECT phase, SUM(last_step - first_step + 1) AS passes, SUM(tokens) AS tokens, SUM(hits) AS hits, "
+                "SELECT phase, SUM(passes) AS passes, SUM(tokens) AS tokens, SUM(hits) AS hits, "
                 "SUM(misses) AS misses, SUM(loads) AS loads, SUM(evictions) AS evictions, "
                 "SUM(bytes_read) AS bytes_read, SUM(wall_ns) AS wall_ns "
                 "FROM v_window WHERE run_id = ? GROUP BY phase ORDER BY phase DESC",

@@ -224,3 +224,30 @@ def test_a_run_whose_state_was_dropped_cannot_go_on_and_keeps_what_it_has(tmp_pa
     assert refused.exit_code == 1 and "holds no state of this run to go on from" in refused.stderr
     assert ask(tmp_path / "r.db", "SELECT status, sequences, attempts FROM v_run") == [("done", 2, 1)]
     assert ask(tmp_path / "r.db", "SELECT COUNT(*) FROM v_window") == [(1,)]
+
+
+def test_a_job_whose_run_another_process_works_on_is_refused(tmp_path: Path) -> None:
+    db = tmp_path / "r.db"
+    arguments = ("run", "--db", db, "--run", "one", *QUICK)
+    assert observer(*arguments).exit_code == 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(db)], stdout=subprocess.PIPE, env=environment)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        refused = observer(*arguments)
+        assert refused.exit_code == 1 and "run 'one' is going on in another process" in refused.stderr
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert ask(db, "SELECT status, attempts FROM v_run") == [("done", 1)]
+
+
+def test_a_reader_that_stays_does_not_stop_a_writer(tmp_path: Path) -> None:
+    db = tmp_path / "r.db"
+    write_run(db, "before", 1)
+    with closing(sqlite3.connect(db, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT COUNT(*) FROM v_run").fetchone() == (1,)
+        write_run(db, "after", 6)
+        assert reader.execute("SELECT COUNT(*) FROM v_run").fetchone() == (1,)
+    assert ask(db, "SELECT COUNT(*) FROM v_run") == [(2,)]
