@@ -138,7 +138,11 @@ def expert(row: Mapping[str, Any]) -> list[Fact]:
     """Name the figures of one expert in one context."""
     interval = f"{row['trust_low']:.3f} to {row['trust_high']:.3f}"
     return [
-        Fact("Trust", number(row["trust"]), "0.7 convergence + 0.1 stability + 0.2 efficiency, unless set otherwise."),
+        Fact(
+            "Trust",
+            number(row["trust"]),
+            "How much of the model's state is its doing; since version 2 the same as convergence.",
+        ),
         Fact("90% interval", interval),
         Fact("Convergence", number(row["convergence"]), "How much of where the state ends up is this expert's doing."),
         Fact("Stability", number(row["stability"]), "How steady its impact per use is from window to window."),

@@ -12,6 +12,7 @@ import click
 from observer import config_file
 from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
 from observer.commands.db import db
+from observer.commands.replay import plan, replay
 from observer.commands.runs import runs
 from observer.commands.trace import trace
 from observer.residency import EVENTS_CAP
@@ -98,7 +99,7 @@ def run(context: click.Context, /, no_verify: bool, as_json: bool, **settings: A
     progress = JsonProgress(sys.stdout) if as_json else JobProgress()
     result = run_job(config, progress)
     if isinstance(progress, JsonProgress):
-        progress.tell("done", run=result.run, status=result.status, events_dropped=result.dropped)
+        progress.tell("done", **result._asdict())
     else:
         _report(config.db, result.run)
     if result.status == "cancelled":
@@ -119,31 +120,55 @@ def report(db: Path, run: str | None) -> None:
 @db_option
 @click.option("--run", help="Name of the run.  [default: the last one]")
 @click.option("--texts", type=click.Path(path_type=Path), default=VALIDATION, help="JSONL that the run has not scored.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first of these texts.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many of these texts, spread over all of them.")
+@click.option("--experts", type=click.IntRange(min=2), help="Only so many experts, spread over layers and impact.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of finished work.  [default: ~/.cache/segmoe]")
 @expected_failures
-def validate(db: Path, run: str | None, texts: Path, limit: int | None) -> None:
+def validate(
+    db: Path, run: str | None, texts: Path, limit: int | None, experts: int | None, cache: Path | None
+) -> None:
     """Remove each expert in turn and see whether the run's trust foretold what that costs."""
+    from observer import validate_report
+    from observer.ablation import default_cache
     from observer.corpus import read_corpus
     from observer.db.session import open_db
     from observer.progress import JobProgress
-    from observer.report import read_report
-    from observer.validate import ablate, correlate, print_correlations, read_statistics
 
-    chosen = read_corpus(texts, limit)
+    chosen = read_corpus(texts)
+    chosen = chosen if limit is None else validate_report.spread(chosen, limit)
     engine = open_db(db, create=False)
     try:
-        shown = read_report(engine, run).run
         with JobProgress() as progress:
-            ablation = ablate(Path(shown["checkpoint"]), chosen, progress=progress.count("removing experts"))
-        statistics = read_statistics(engine, shown["name"], ablation.keys)
+            validate_report.validate(
+                engine, run, chosen, experts=experts, cache=cache or default_cache(), progress=progress.count
+            )
     finally:
         engine.dispose()
-    print_correlations(correlate(ablation, statistics), ablation, shown["name"])
+
+
+@main.command()
+@db_option
+@click.option("--run", help="Name of the run.  [default: the last one]")
+@click.option("--bound", default=0.1, show_default=True, help="Experts surely trusted less may be dropped.")
+@expected_failures
+def advise(db: Path, run: str | None, bound: float) -> None:
+    """Say what pinning, dropping and prefetching experts would gain; reads the record and changes nothing."""
+    from observer.advise import advise as read_advice
+    from observer.advise import print_advice
+    from observer.db.session import open_db
+
+    engine = open_db(db, create=False)
+    try:
+        print_advice(read_advice(engine, run, bound=bound))
+    finally:
+        engine.dispose()
 
 
 main.add_command(runs)
 main.add_command(db)
 main.add_command(trace)
+main.add_command(replay)
+main.add_command(plan)
 
 
 def _report(db: Path, run: str | None) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 QUEUE_EVENTS = 256
 """A Routed event of 2,048 tokens with 8 picks holds about half a megabyte."""
 
+POLL_S = 0.5
+"""How often somebody who waits looks whether the thread that it waits for is still there."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -104,7 +107,8 @@ class Collector:
         if self._closed:
             self._drop("closed", event.step)
         elif self._lossless:
-            self._queue.put(event)
+            if not self._put(event):
+                self._drop("observer thread ended", event.step)
         else:
             try:
                 self._queue.put_nowait(event)
@@ -116,7 +120,7 @@ class Collector:
 
         Without evidence (generated text) the events count for residency and score windows only.
         """
-        self._queue.put(_Begin(tuple(texts), evidence, place))
+        self._put(_Begin(tuple(texts), evidence, place))
 
     def flush(self, *, record: bool = False, place: Arrays | None = None) -> None:
         """Wait until everything queued is consumed; then record how things stand, if asked for."""
@@ -132,14 +136,27 @@ class Collector:
         if not self._closed:
             self._wait(_Flush(threading.Event(), record=not self._abandoned, final=True, place=place))
             self._closed = True
-            self._queue.put(None)
-            self._thread.join()
+            if self._put(None):
+                self._thread.join()
+            elif self.failure is None:
+                self.failure = RuntimeError("the observer's thread ended by itself")
         if self.failure is not None:
             raise CollectorError(self.failure, self.events_dropped_total) from self.failure
 
     def _wait(self, flush: _Flush) -> None:
-        self._queue.put(flush)
-        flush.done.wait()
+        if self._put(flush):
+            while not flush.done.wait(POLL_S) and self._thread.is_alive():
+                pass
+
+    def _put(self, item: _Item | None) -> bool:
+        """Wait for a place in the queue; False if nobody is there to make one, so that a model never waits in vain."""
+        while self._thread.is_alive():
+            try:
+                self._queue.put(item, timeout=POLL_S)
+            except queue.Full:
+                continue
+            return True
+        return False
 
     def _consume(self) -> None:
         """Run on the consumer thread until `None` comes; after a failure it only empties the queue and counts."""
@@ -216,6 +233,8 @@ class Collector:
             seen.finish()
             files = () if trace is None else trace.seal(rest=True)
         windows, seen.windows = tuple(seen.windows), []
+        expert_windows, seen.expert_windows = tuple(seen.expert_windows), []
+        salience = seen.take_salience()
         texts, seen.texts = tuple(seen.texts), []
         residency, seen.residency.rows = tuple(seen.residency.rows), []
         next_uses, seen.residency.next_uses = tuple(seen.residency.next_uses), []
@@ -232,6 +251,9 @@ class Collector:
                 events_seen=self.events_seen_total - sum(seen.not_evidence.values()),
                 drops={**self.drops, **seen.not_evidence},
                 passes=seen.passes,
+                expert_windows=expert_windows,
+                salience=salience,
+                coactivation=seen.pairs() if tables else (),
                 gaps=gaps,
                 residency=residency,
                 next_uses=next_uses,

@@ -31,7 +31,7 @@ def read_settings(path: Path, options: set[str]) -> dict[str, Any]:
 def apply(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
     """Take the file's settings as defaults of the command; a click callback of an eager option."""
     if path is not None:
-        names = {option.name for option in context.command.params if option.name} - {parameter.name, "json"}
+        names = {option.name for option in context.command.params if option.name} - {parameter.name, "as_json", "help"}
         context.default_map = {**(context.default_map or {}), **read_settings(path, names)}
     return path
 

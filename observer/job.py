@@ -47,6 +47,7 @@ class JobResult(NamedTuple):
 
     run: str  # name
     status: str  # done or cancelled
+    tokens: int  # of all passes, of earlier starts too
     dropped: int  # events that the statistics do not rest on
 
 
@@ -179,7 +180,8 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
             progress.say(f"metrics for Prometheus at http://127.0.0.1:{port}/metrics")
         status = _observe(job, model, collector, writer, progress, state)
         model.segmoe.close()
-    return JobResult(job.name, status, collector.events_dropped_total)
+    not_evidence = sum(observation.not_evidence.values())
+    return JobResult(job.name, status, collector.totals.tokens, collector.events_dropped_total + not_evidence)
 
 
 class _Later:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from observer.grid import Grid
-from observer.stats import Array, Blocks, Estimator, Magnitude, Picks, Usage, Windows
+from observer.stats import Array, Blocks, Estimator, Magnitude, Picks, Texts, Usage, Windows
 from observer.trust import DEFAULTS, TrustSettings, trust
 
 
@@ -43,22 +43,30 @@ class Ledger:
     magnitude: Magnitude
     blocks: Blocks
     windows: Windows
+    texts: Texts
 
     @classmethod
     def zeros(cls, grid: Grid) -> Self:
         """Return a ledger that has seen nothing."""
         shape = (len(grid.layers), grid.experts)
-        return cls(Usage.zeros(*shape), Magnitude.zeros(*shape), Blocks.zeros(*shape), Windows.zeros(*shape))
+        return cls(
+            Usage.zeros(*shape),
+            Magnitude.zeros(*shape),
+            Blocks.zeros(*shape),
+            Windows.zeros(*shape),
+            Texts.zeros(*shape),
+        )
 
     @property
     def parts(self) -> tuple[Estimator, ...]:
         """All estimators."""
-        return (self.usage, self.magnitude, self.blocks, self.windows)
+        return (self.usage, self.magnitude, self.blocks, self.windows, self.texts)
 
     def update(self, picks: Picks) -> None:
-        """Take the evidence of one layer."""
+        """Take the evidence of one layer; without contributions, only what routing alone tells."""
         for part in self.parts:
-            part.update(picks)
+            if picks.is_contributing or isinstance(part, (Usage, Texts)):
+                part.update(picks)
 
     def merge(self, other: Ledger) -> None:
         """Add what another ledger of the same component has seen; open blocks end here."""
@@ -83,6 +91,7 @@ class Ledger:
             Magnitude.from_state(state["Magnitude"]),
             Blocks.from_state(state["Blocks"]),
             Windows.from_state(state["Windows"]),
+            Texts.from_state(state["Texts"]),
         )
 
     def scores(self, grid: Grid, settings: TrustSettings = DEFAULTS) -> Scores:

@@ -12,22 +12,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from observer.assembly import Assembly, LayerPicks, Stretch, texts_of, windows_of
+from observer.detail import Detail, joined_salience
 from observer.errors import GridError
 from observer.gaps import Gaps
 from observer.grid import Grid, grids
 from observer.ledger import Ledger
 from observer.residency import EVENTS_CAP, ResidencyLog
+from observer.rows import CoactivationRows, ExpertWindowRows, SalienceRows
 from observer.state import Arrays, below, counts_of, of_counts, under
 from observer.stats import Picks
-from observer.stats.windows import WINDOW_TOKENS
 from observer.totals import ScoreTable, TextSeen, Totals, Window
 from observer.trust import DEFAULTS, TrustSettings
-from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded, Routed, StepDone
+from segmoe.events import Counted, Event, ExpertEvicted, ExpertKey, ExpertLoaded, Routed, StepDone
 
 ALL = "*"
 """The context that stands for all contexts together; no corpus may use it."""
 
 SCORE_WINDOW_TOKENS = 4096
+
+MOST_WINDOWS = 1800
+"""Of a run; at 48 layers x 128 experts a window takes 1.4 MB, so a record stays under 3 GB however long the run."""
 
 
 class TextRef(NamedTuple):
@@ -66,7 +71,12 @@ class Observation:
         self.not_evidence: dict[str, int] = {}  # Routed events that could not be used, whole or in part, by reason
         self._window: Window | None = None
         self._windows_total = 0
+        self.expert_windows: list[ExpertWindowRows] = []
+        self.details = {component: Detail(grid) for component, grid in self.grids.items()}
+        self._assemblies = {component: Assembly() for component in self.grids}
+        self._asked: list[tuple[str, int, NDArray[np.intp]]] = []  # what the passes under way asked for
         self._batch: list[TextSeen] = []
+        self._ordinals: list[int] = []
         self._context = np.zeros(0, dtype=np.intp)  # [rows of the batch] index into `contexts`
         self._evidence = False
 
@@ -81,10 +91,12 @@ class Observation:
         self._evidence = evidence
         self._know(text.context for text in texts)
         self._context = np.array([self.contexts.index(text.context) for text in texts], dtype=np.intp)
+        self._ordinals = [text.ordinal for text in texts]
         self._batch = [TextSeen(ordinal=text.ordinal) for text in texts] if evidence else []
 
     def end_batch(self) -> None:
         """Complete the texts of the batch: all of its events are here."""
+        self._flush()
         done = [text for text in self._batch if text.tokens > 0]
         self.texts += done
         self.texts_total += len(done)
@@ -94,10 +106,12 @@ class Observation:
         """Take one event; loads and evictions are counted with the step they belong to."""
         if isinstance(event, Routed):
             self._routed(event)
+        elif isinstance(event, Counted):
+            self._counted(event)
         elif isinstance(event, StepDone):
             self._step_done(event)
         elif isinstance(event, (ExpertLoaded, ExpertEvicted)):
-            self.residency.take(event)
+            self._moved(event)
 
     def finish(self) -> None:
         """Complete what is open: the batch and the window."""
@@ -124,6 +138,8 @@ class Observation:
         for (component, context), ledger in self.ledgers.items():
             for estimator, state in ledger.to_state().items():
                 arrays |= under(f"ledger/{component}/{self.contexts.index(context)}/{estimator}", state)
+        for component, detail in self.details.items():
+            arrays |= under(f"detail/{component}", detail.state())
         return arrays
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -141,6 +157,7 @@ class Observation:
         window = below("window", state)
         self._window = Window(**_numbers(window)) if window else None
         for component in self.grids:
+            self.details[component].restore(below(f"detail/{component}", state))
             for number, context in enumerate(contexts):
                 kept = below(f"ledger/{component}/{number}", state)
                 estimators = dict.fromkeys(name.split("/")[0] for name in kept)
@@ -150,13 +167,31 @@ class Observation:
         """Score every expert in every context and in all of them; at the end of a run its last rests count too."""
         result = []
         for component, grid in self.grids.items():
-            both = Ledger.zeros(grid)
             for context in self.contexts:
                 ledger = self.ledgers[component, context].closed(rest_counts=final)
                 result.append(ScoreTable(component, grid.layers, context, ledger.scores(grid, self.settings)))
-                both.merge(ledger)
-            result.append(ScoreTable(component, grid.layers, ALL, both.scores(grid, self.settings)))
+            everything = self.everything(component, final=final)
+            result.append(ScoreTable(component, grid.layers, ALL, everything.scores(grid, self.settings)))
         return tuple(result)
+
+    def everything(self, component: str, *, final: bool) -> Ledger:
+        """Return the ledgers of all contexts as one."""
+        both = Ledger.zeros(self.grids[component])
+        for context in self.contexts:
+            both.merge(self.ledgers[component, context].closed(rest_counts=final))
+        return both
+
+    def take_salience(self) -> tuple[SalienceRows, ...]:
+        """Take away the salience of the windows that were scored since the last time."""
+        found = []
+        for detail in self.details.values():
+            parts, detail.salience = detail.salience, []
+            found.append(joined_salience(parts))
+        return tuple(rows for rows in found if rows is not None)
+
+    def pairs(self) -> tuple[CoactivationRows, ...]:
+        """Tell the pairs of experts as they stand."""
+        return tuple(detail.pairs() for detail in self.details.values())
 
     def _know(self, contexts: Iterable[str]) -> None:
         """Make room for contexts that are new."""
@@ -168,36 +203,60 @@ class Observation:
             self.ledgers = {key: self.ledgers.get(key) or added[key] for key in order}
 
     def _routed(self, event: Routed) -> None:
-        grid = self._grid(event.component, event.layer)
+        self._grid(event.component, event.layer)
+        experts = np.unique(event.topk_ids).astype(np.intp)
+        self._asked.append((event.component, event.layer, experts[experts < self.grids[event.component].experts]))
+        if self._evidence:
+            self._assemblies[event.component].routed(event)
+
+    def _counted(self, event: Counted) -> None:
+        """Take counts, which tell loads and weights only."""
+        row = self._grid(event.component, event.layer).rows[event.layer]
+        self._asked.append((event.component, event.layer, np.flatnonzero(event.uses.sum(axis=0))))
         if not self._evidence:
             return
-        if event.contribution is None:
-            self._unused("no contribution captured", event.step)
+        self._unused("no routing captured", [event.step])
+        announced = min(len(event.uses), len(self._context))
+        usages = [(self.details[event.component].usage, np.ones(announced, np.bool_))]
+        for index in np.unique(self._context[:announced]):
+            ledger = self.ledgers[event.component, self.contexts[index]]
+            usages.append((ledger.usage, self._context[:announced] == index))
+        for usage, mine in usages:
+            usage.count(row, event.uses[:announced][mine].sum(axis=0), event.weights[:announced][mine].sum(axis=0))
+
+    def _moved(self, event: ExpertLoaded | ExpertEvicted) -> None:
+        self.residency.take(event)
+        detail = self.details.get(event.key.component)
+        if detail is None or event.key.layer not in detail.grid.layers:
             return
-        weights = event.topk_weights.astype(np.float64)
-        c_norm = event.contribution.c_norm.astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is sorted out here
-            impact = event.contribution.impact()
-            finite: NDArray[np.bool_] = np.isfinite((weights + c_norm + impact).sum(axis=1))
-        token = event.position >= 0
-        if not finite[token].all():
-            self._unused("not a finite number", event.step)
-        rows = np.flatnonzero(token & finite)
-        rows = rows[np.lexsort((event.position[rows], event.sequence[rows]))]
-        context = self._context[event.sequence[rows]]
-        for index in np.unique(context):
-            mine = rows[context == index]
-            window = np.stack((event.sequence[mine], event.position[mine] // WINDOW_TOKENS), axis=1)
-            starts = np.any(window[1:] != window[:-1], axis=1)
-            picks = Picks(
-                layer=grid.rows[event.layer],
-                ids=event.topk_ids[mine].astype(np.intp),
-                weights=weights[mine],
-                c_norm=c_norm[mine],
-                impact=impact[mine],
-                window=np.concatenate(([0], np.cumsum(starts))).astype(np.intp),
-            )
-            self.ledgers[event.component, self.contexts[index]].update(picks)
+        if isinstance(event, ExpertEvicted):
+            detail.evicted(event.key.layer, event.key.expert)
+        elif event.cause == "demand":
+            detail.loaded(event.key.layer, event.key.expert)
+
+    def _learn(self, stretch: Stretch) -> None:
+        """Make evidence of passes that were put together."""
+        grid, detail = self.grids[stretch.component], self.details[stretch.component]
+        before: LayerPicks | None = None
+        for picks in stretch.layers:
+            if not picks.is_contributing:
+                self._unused("no contribution captured", stretch.steps)
+            announced = picks.sequence < len(self._context)
+            if not announced.all():
+                self._unused("a row that was not announced", stretch.steps[:1])
+            finite = picks.is_finite
+            if not finite[announced].all():
+                self._unused("not a finite number", stretch.steps[:1])
+            rows = np.flatnonzero(announced & finite)
+            row = grid.rows[picks.layer]
+            follows = before is not None and grid.rows[before.layer] == row - 1 and before.has_rows_of(picks)
+            detail.learn(_evidence(picks, row, rows, before if follows else None))
+            context = self._context[picks.sequence[rows]]
+            for index in np.unique(context):
+                ledger = self.ledgers[stretch.component, self.contexts[index]]
+                ledger.update(_evidence(picks, row, rows[context == index], None))
+            before = picks
+        detail.score(stretch, self._ordinals)
 
     def _step_done(self, event: StepDone) -> None:
         if self._window is not None and self._window.phase != event.phase:
@@ -210,6 +269,13 @@ class Observation:
                 first_token=self.totals.tokens,
                 phase=event.phase,
             )
+        if event.hits or event.misses:  # a model with all of its weights in memory has no cache to ask
+            for component, layer, experts in self._asked:
+                self.details[component].accessed(layer, experts)
+        self._asked = []
+        if self._evidence and event.component in self._assemblies:
+            for stretch in self._assemblies[event.component].step_done(event):
+                self._learn(stretch)
         known = (event.position >= 0) & np.isfinite(event.nll)
         nll, row = event.nll[known].astype(np.float64), event.sequence[known]
         self._window.add(event, float(nll.sum()), len(nll))
@@ -230,10 +296,20 @@ class Observation:
             self._end_window()
 
     def _end_window(self) -> None:
+        self._flush()
         if self._window is not None and self._window.tokens > 0:
+            for component, detail in self.details.items():
+                scores = self.everything(component, final=False).scores(self.grids[component], self.settings)
+                self.expert_windows.append(detail.end_window(self._window.window_index, scores))
             self.windows.append(self._window)
             self._windows_total += 1
         self._window = None
+
+    def _flush(self) -> None:
+        """Make evidence of decode passes that wait for more."""
+        for assembly in self._assemblies.values():
+            for stretch in assembly.flush():
+                self._learn(stretch)
 
     def _grid(self, component: str, layer: int) -> Grid:
         grid = self.grids.get(component)
@@ -241,9 +317,26 @@ class Observation:
             raise GridError(f"an event came from {component} layer {layer}, which has no experts in the checkpoint")
         return grid
 
-    def _unused(self, reason: str, step: int) -> None:
-        self.not_evidence[reason] = self.not_evidence.get(reason, 0) + 1
-        self.gaps.add(reason, step)
+    def _unused(self, reason: str, steps: Sequence[int]) -> None:
+        self.not_evidence[reason] = self.not_evidence.get(reason, 0) + len(steps)
+        for step in steps:
+            self.gaps.add(reason, step)
+
+
+def _evidence(picks: LayerPicks, layer: int, rows: NDArray[np.intp], before: LayerPicks | None) -> Picks:
+    """Some rows of a layer's picks as the estimators take them."""
+    sequence, position = picks.sequence[rows], picks.position[rows]
+    return Picks(
+        layer=layer,
+        ids=picks.ids[rows],
+        weights=picks.weights[rows],
+        c_norm=picks.c_norm[rows],
+        impact=picks.impact[rows],
+        window=windows_of(sequence, position),
+        text=texts_of(sequence),
+        before=None if before is None else before.ids[rows],
+        is_contributing=picks.is_contributing,
+    )
 
 
 def _fields(counters: Totals) -> Arrays:

@@ -1,4 +1,4 @@
-"""The questions that are shipped as SQL, and asking them of a record. The SQL itself is in questions/."""
+"""The questions that are shipped as SQL, and asking them of a record. The SQL itself is in migrations/questions/."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Question(NamedTuple):
 
 
 def folder() -> Path:
-    """Where the files are: inside the installed package, or beside it in a checkout."""
+    """Where the files are, with the migrations: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
-    installed = package / "_questions"
-    return installed if installed.is_dir() else package.parent / "questions"
+    installed = package / "_migrations" / "questions"
+    return installed if installed.is_dir() else package.parent / "migrations" / "questions"
 
 
 def questions() -> dict[str, Question]:

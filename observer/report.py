@@ -15,6 +15,7 @@ from sqlalchemy import Engine, RowMapping
 from observer.db.session import reading
 from observer.errors import RunNotFound
 from observer.observation import ALL
+from observer.settled import Settled, settled
 from observer.stats import layer_load
 from segmoe.units import format_bytes
 
@@ -29,6 +30,7 @@ class Report(NamedTuple):
     residency: list[RowMapping]  # by phase
     trust: list[RowMapping]  # of context *, most trusted first
     contexts: list[RowMapping]
+    settled: list[Settled]  # by layer
 
 
 def read_report(engine: Engine, name: str | None = None) -> Report:
@@ -48,7 +50,7 @@ def read_report(engine: Engine, name: str | None = None) -> Report:
         return Report(
             run=chosen[0],
             residency=rows(
-                "SELECT phase, SUM(last_step - first_step + 1) AS passes, SUM(tokens) AS tokens, SUM(hits) AS hits, "
+                "SELECT phase, SUM(passes) AS passes, SUM(tokens) AS tokens, SUM(hits) AS hits, "
                 "SUM(misses) AS misses, SUM(loads) AS loads, SUM(evictions) AS evictions, "
                 "SUM(bytes_read) AS bytes_read, SUM(wall_ns) AS wall_ns "
                 "FROM v_window WHERE run_id = ? GROUP BY phase ORDER BY phase DESC",
@@ -65,6 +67,7 @@ def read_report(engine: Engine, name: str | None = None) -> Report:
                 "SUM(nll_sum) AS nll_sum FROM sequence WHERE run_id = ? GROUP BY context ORDER BY context",
                 run_id,
             ),
+            settled=settled(engine, chosen[0]["name"]),
         )
 
 
@@ -92,13 +95,25 @@ def _parts(report: Report, db: Path, *, framed: bool) -> list[str | Table]:
     parts += _residency_notes(report)
     parts += ["", _layers(report, framed), ""]
     for title, rows in (("Most", report.trust[:EXTREMES]), ("Least", report.trust[::-1][:EXTREMES])):
-        parts += [_extremes(f"{title} trusted experts (each against its own layer's median)", rows, framed), ""]
-    parts += [_contexts(report, framed), ""]
+        parts += [_extremes(f"{title} trusted experts (against the model's median)", rows, framed), ""]
+    parts += [_contexts(report, framed), "", *_settled(report)]
     drops = ", ".join(f"{count:,} {reason}" for reason, count in json.loads(run["drops"]).items())
     parts.append(f"Events: {run['events_seen']:,} seen, {run['events_dropped']:,} dropped{f' ({drops})' * bool(drops)}")
     parts.append(f"Record: {db}")
     parts.append(f"Dashboard: python -m dashboard --db {db}  (or: make dashboard)")
     return parts
+
+
+def _settled(report: Report) -> list[str]:
+    """One line: is more text worth while?"""
+    if not report.settled:
+        return []
+    rho, narrow = (np.mean([getattr(layer, name) for layer in report.settled]) for name in ("rho", "narrow"))
+    least = min(report.settled, key=lambda layer: layer.rho)
+    return [
+        f"Settled: rankings now and at half the evidence agree by {rho:.3f} (mean Spearman of the layers; least "
+        f"{least.rho:.3f}, {least.component} layer {least.layer}); {narrow:.0%} of the intervals are narrower than 0.2"
+    ]
 
 
 def _table(title: str, columns: str, framed: bool) -> Table:

@@ -13,9 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
-from observer.db.windows import MOST_WINDOWS
 from observer.errors import ObserverError
-from observer.observation import SCORE_WINDOW_TOKENS
+from observer.observation import MOST_WINDOWS, SCORE_WINDOW_TOKENS
 from observer.residency import EVENTS_CAP
 from segmoe.policies import DEFAULT_POLICY
 from segmoe.units import parse_bytes

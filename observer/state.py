@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -13,6 +14,10 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 """Flat: names are paths such as `ledger/model/0/Usage/uses`. Numbers are arrays without dimensions."""
 
 
+LEVEL = 1
+"""Of compression: at 48 layers x 128 experts 23 MB, mostly counts of pairs, become 7 in 1.5 s of processor time."""
+
+
 def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return the arrays as numpy's .npz; the same arrays give the same bytes.
 
@@ -20,8 +25,12 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     {'a/b': [0, 1], 'c': 'text'}
     """
     buffer = io.BytesIO()
-    named: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    np.savez(buffer, **named)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as file:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # no clock in it
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with file.open(entry, "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, np.asarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 

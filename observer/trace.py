@@ -5,7 +5,8 @@ it belongs to: a name in the catalogue is a complete file. What is in the folder
 crash and deleted when the run goes on.
 
 Passes are kept apart: `step` counts forward passes, rows of one pass and layer follow each other, and an expert that
-several tokens of a pass picked was needed once in it.
+several tokens of a pass picked was needed once in it. Padding is routed too, and may need experts that no token does:
+rows of padding that pick such a one are kept, with sequence and position -1, so that a replay knows all that was read.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ FILE_ROWS = 500_000
 """A file is closed after the batch that brings it so many rows; about 10 MB at 8 picks of 128 experts."""
 
 CAP_BYTES = 10 * 2**30
+PADDING = -1
 OVER_CAP = "trace over the cap"
 TEMPORARY = ".part"
 
@@ -74,11 +76,15 @@ class TraceWriter:
         self._ordinals = np.array([text.ordinal for text in texts], dtype=np.int64)
 
     def take(self, event: Event) -> None:
-        """Keep the rows of an event that belong to a sampled text; padding has none."""
+        """Keep the rows of an event that belong to a sampled text, and of padding what a replay needs."""
         if not isinstance(event, Routed) or not len(self._ordinals):
             return
         rows = np.flatnonzero(event.position >= 0)
         rows = rows[self._ordinals[event.sequence[rows]] % self.settings.every == 0]
+        padding = np.flatnonzero(event.position < 0)
+        if len(padding) and self.settings.every == 1:
+            needed = np.isin(event.topk_ids[padding], event.topk_ids[event.position >= 0], invert=True).any(axis=1)
+            rows = np.concatenate((rows, padding[needed]))
         if not len(rows):
             return
         if self._bytes >= self.settings.cap_bytes:
@@ -89,7 +95,7 @@ class TraceWriter:
             "step": np.full(count, event.step, np.int32),
             "phase": np.full(count, PHASES.index(event.phase), np.int8),
             "layer": np.full(count, event.layer, np.int16),
-            "sequence": self._ordinals[event.sequence[rows]],
+            "sequence": np.where(event.position[rows] >= 0, self._ordinals[event.sequence[rows]], PADDING),
             "position": event.position[rows].astype(np.int32),
             "ids": event.topk_ids[rows].astype(self._id_type),
             "weights": event.topk_weights[rows].astype(np.float16),

@@ -79,6 +79,8 @@ def write_csv(trace: Trace, out: TextIO) -> int:
             strict=True,
         )
         for component, sequence, phase, position, layer, ids, weights in rows:
+            if position < 0:
+                continue  # padding
             start = f"{sequence},{int(phase == 'decode')},{position},{layer}"
             end = f"{NOT_RECORDED},{trace.expert_bytes[component, layer]}\n"
             for slot, (expert, weight) in enumerate(zip(ids, weights, strict=True)):

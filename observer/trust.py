@@ -11,8 +11,11 @@ from observer.stats.base import Array, ratio
 from observer.stats.blocks import BlockFigures
 from observer.stats.windows import WindowFigures
 
-DEFINITION_VERSION = 1
-"""Stands in every row; a change of a formula or of a default below is a new version."""
+DEFINITION_VERSION = 2
+"""Stands in every row; a change of a formula or of a default below is a new version.
+
+`python -m tests.benchmarks.definitions` compares versions and what was tried beside them.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +23,15 @@ class TrustSettings:
     """The constants of the definition."""
 
     prior_blocks: float = 1.0  # kappa: the layer's mean counts as much as so many blocks
+    is_model_wide: bool = True  # the median expert is that of all layers; of its own layer in version 1
     spread: float = 1.2  # factor on the log-normal deviation, so that 90% intervals hold 90%
-    interval_z: float = 1.645  # two-sided 90%
+    interval_z: float = 1.645 * 1.2  # two-sided 90%, wider by how much documents differ more than their blocks show
     prior_windows: float = 2.0  # pseudo-windows of stability ...
     prior_stability: float = 0.5  # ... at this value
     prior_uses: float = 8.0  # pseudo-uses of efficiency, at the layer's impact per use
-    convergence_weight: float = 0.7
-    stability_weight: float = 0.1
-    efficiency_weight: float = 0.2
+    convergence_weight: float = 1.0
+    stability_weight: float = 0.0
+    efficiency_weight: float = 0.0
 
 
 class Trust(NamedTuple):
@@ -62,19 +66,19 @@ def logistic(x: Array) -> Array:
 
 
 def convergence(evidence: BlockFigures, settings: TrustSettings = DEFAULTS) -> Convergence:
-    """How much of where the layer's state ends up is the expert's doing, against the layer's median expert.
+    """How much of where the model's state ends up is the expert's doing, against the model's median expert.
 
-    Over the J blocks, s_j = impact per token: prior I0 = the layer's mean of s, weight kappa;
+    Over the J blocks, s_j = pull (impact^1.5) per token: prior I0 = the layer's mean of s, weight kappa;
     I^ = (sum s + kappa I0) / (J + kappa); V = (sum (s - I^)^2 + kappa I0^2) / (J + kappa)^2;
-    sd = 1.2 sqrt(ln(1 + V / I^^2)); z = ln I^ - sd^2 / 2; x = the layer's median of I^;
-    value sigma(z - ln x), interval sigma(z +- 1.645 sd - ln x).
+    sd = 1.2 sqrt(ln(1 + V / I^^2)); z = ln I^ - sd^2 / 2; x = the median of I^ over all layers that have evidence;
+    value sigma(z - ln x), interval sigma(z +- 1.974 sd - ln x), 1.974 = 1.645 x 1.2.
 
-    I^ and V scale with I0, so without evidence (no block, or no impact in any) the values do not depend on I0; they
-    are the prior's own. Without a block, V / I^^2 = 1:
+    A layer without evidence (no block, or no pull in any) is told by the prior alone, as if its mean were the model's
+    median. There V / I^^2 = 1:
 
     >>> nothing = BlockFigures(blocks=np.zeros((1, 1)), mean=np.zeros((1, 4)), m2=np.zeros((1, 4)))
     >>> [round(float(x[0, 0]), 3) for x in convergence(nothing)]  # sd = 1.2 sqrt(ln 2) = 0.999, sigma(-0.499)
-    [0.378, 0.105, 0.758]
+    [0.378, 0.078, 0.814]
     """
     prior = evidence.mean.mean(axis=1, keepdims=True)
     known = prior > 0
@@ -86,7 +90,10 @@ def convergence(evidence: BlockFigures, settings: TrustSettings = DEFAULTS) -> C
     deviations = np.where(known, evidence.m2, 0.0) + blocks * (mean - estimate) ** 2
     variance = (deviations + kappa * prior**2) / (blocks + kappa) ** 2
     sd = settings.spread * np.sqrt(np.log1p(variance / estimate**2))
-    z = np.log(estimate) - sd**2 / 2 - np.log(np.median(estimate, axis=1, keepdims=True))
+    median = np.median(estimate, axis=1, keepdims=True)
+    if settings.is_model_wide and known.any():
+        median = np.where(known, np.median(estimate[known[:, 0]]), median)
+    z = np.log(estimate) - sd**2 / 2 - np.log(median)
     reach = settings.interval_z * sd
     return Convergence(logistic(z), logistic(z - reach), logistic(z + reach))
 
@@ -125,7 +132,11 @@ def trust(
     expert_bytes: Array,
     settings: TrustSettings = DEFAULTS,
 ) -> Trust:
-    """0.7 convergence + 0.1 stability + 0.2 efficiency; the interval is convergence's, the others are points in it."""
+    """Convergence; stability and efficiency are told beside it and have weight 0 since version 2.
+
+    Version 1 was 0.7, 0.1 and 0.2 of the three, of impact itself in blocks of 128 tokens, against the layer's median.
+    With other weights, the interval is convergence's, the others are points in it.
+    """
     converged = convergence(blocks, settings)
     stable = stability(windows, settings)
     efficient = efficiency(impact_sum, uses, expert_bytes, settings)

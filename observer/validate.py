@@ -1,36 +1,33 @@
 """Does trust predict? Rank correlation of what a run recorded with what removing each expert costs on other text.
 
-Ablation: an expert's routing weight is set to zero, without re-routing, and the difference in next-token NLL is taken
-on texts that the run has not scored. This runs the stock model; nothing of segmoe or of the observer is in its way.
+What removal costs is ablation.py, what the other texts say by themselves heldout.py; here both are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import rankdata
 from sqlalchemy import Engine
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from observer.corpus import Text
+from observer.ablation import Ablation, Array
 from observer.db.session import reading
 from observer.errors import ObserverError
+from observer.heldout import Falls, Statistics, in_order
 from observer.observation import ALL
-from segmoe.building import quiet_transformers
+from observer.rows import ValidationRow
+from observer.totals import ScoreTable
+from observer.trust import DEFINITION_VERSION
 from segmoe.events import ExpertKey
-
-Array = NDArray[np.float64]
 
 STATISTICS = {
     "trust": "trust",
     "convergence": "convergence",
+    "stability": "stability",
+    "efficiency": "efficiency",
     "impact per token (I)": "impact_mean",
     "REAP": "reap",
     "EAN": "ean",
@@ -39,122 +36,86 @@ STATISTICS = {
 }
 """Name shown, and the column of v_expert_trust."""
 
-
-class Ablation(NamedTuple):
-    """What removing each expert costs on each text."""
-
-    keys: list[ExpertKey]
-    contexts: list[str]  # of each text
-    cost: Array  # [experts, texts] sum over the text's tokens of NLL without the expert minus NLL with it, nats
-    predicted: Array  # [texts] predicted tokens
+FALLS = "NLL falls at its tokens"
+RIVAL = "REAP"
+SCOPES = ("global", "within layer", "per context")
+COVERAGE = "90% intervals that hold"
 
 
 class Correlation(NamedTuple):
-    """Spearman's rho of a statistic with the cost of removal, and its bootstrap interval."""
+    """Spearman's rho of a statistic with the cost of removal, and its 90% bootstrap interval."""
 
     value: float
     low: float  # 5th percentile
     high: float  # 95th percentile
 
 
-def ablate(
-    checkpoint: Path,
-    texts: Sequence[Text],
-    *,
-    max_tokens: int = 256,
-    batch: int = 8,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Ablation:
-    """Remove each expert in turn from the stock model, in fp32; tell `progress` after each of them."""
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, experts_implementation="eager"
-        ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    banks = [
-        (path.split(".")[0], int(path.split("layers.")[1].split(".")[0]), module)
-        for path, module in model.named_modules()
-        if hasattr(module, "_is_expert_parallel")
-    ]
-    ids = [tokenizer(text.text)["input_ids"][:max_tokens] for text in texts]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    batches = [_pad(ids, order[start : start + batch]) for start in range(0, len(order), batch)]
-    intact = _nll(model, batches, len(ids))
-    keys, costs = [], []
-    total = sum(module.num_experts for _, _, module in banks)
-    for component, layer, module in banks:
-        for expert in range(module.num_experts):
-            handle = module.register_forward_pre_hook(_without(expert))
-            costs.append(_nll(model, batches, len(ids)) - intact)
-            handle.remove()
-            keys.append(ExpertKey(component, layer, expert))
-            progress(len(keys), total)
-    predicted = np.array([max(len(text) - 1, 0) for text in ids], np.float64)
-    return Ablation(keys, [text.context for text in texts], np.stack(costs), predicted)
+class Coverage(NamedTuple):
+    """How many of the run's intervals hold what the other texts say."""
+
+    context: str
+    share: float
+    too_high: float  # share of experts that the other texts put lower than the interval allows
+    too_low: float
 
 
-def _without(expert: int) -> Callable[..., Any]:
-    def hook(module: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden, ids, weights = arguments
-        return hidden, ids, weights.masked_fill(ids == expert, 0.0)
-
-    return hook
-
-
-class _Batch(NamedTuple):
-    texts: list[int]
-    ids: torch.Tensor
-    mask: torch.Tensor
-
-
-def _pad(ids: list[list[int]], chosen: list[int]) -> _Batch:
-    longest = max(len(ids[index]) for index in chosen)
-    padded = torch.zeros(len(chosen), longest, dtype=torch.long)
-    mask = torch.zeros_like(padded)
-    for row, index in enumerate(chosen):
-        padded[row, : len(ids[index])] = torch.tensor(ids[index])
-        mask[row, : len(ids[index])] = 1
-    return _Batch(chosen, padded, mask)
-
-
-def _nll(model: Any, batches: list[_Batch], texts: int) -> Array:
-    """Sum of next-token NLL of each text."""
-    found = np.zeros(texts)
-    for batch in batches:
-        with torch.inference_mode():
-            logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1].float()
-        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
-        found[batch.texts] = (nll * batch.mask[:, 1:]).sum(1).double().numpy()
-    return found
-
-
-def read_statistics(engine: Engine, run: str, keys: list[ExpertKey]) -> dict[str, dict[str, Array]]:
-    """What the run recorded: context -> statistic -> [experts] in the order of `keys`."""
-    columns = ", ".join(STATISTICS.values())
+def read_statistics(engine: Engine, run: str, keys: list[ExpertKey]) -> Statistics:
+    """What the run recorded: context -> statistic -> [experts] in the order of `keys`; also the interval of trust."""
+    columns = (*STATISTICS.values(), "trust_low", "trust_high")
     with reading(engine).begin() as connection:
         rows = connection.exec_driver_sql(
-            f"SELECT context, component, layer, expert, {columns} FROM v_expert_trust "
+            f"SELECT context, component, layer, expert, {', '.join(columns)} FROM v_expert_trust "
             "WHERE run_id = (SELECT run_id FROM v_run WHERE name = ?)",
             (run,),
         ).fetchall()
     by_context: dict[str, dict[ExpertKey, tuple[float, ...]]] = {}
     for context, component, layer, expert, *values in rows:
         by_context.setdefault(context, {})[ExpertKey(component, layer, expert)] = tuple(values)
-    if not rows or set(by_context[ALL]) != set(keys):
+    if not rows or not set(by_context[ALL]) >= set(keys):
         raise ObserverError(f"run {run!r} holds other experts than the model; validate it with the model it observed")
+    names = (*STATISTICS, "trust_low", "trust_high")
     return {
-        context: dict(zip(STATISTICS, np.array([values[key] for key in keys]).T, strict=True))
+        context: dict(zip(names, np.array([values[key] for key in keys]).T, strict=True))
         for context, values in by_context.items()
     }
 
 
+def sample_experts(statistics: Statistics, keys: Sequence[ExpertKey], count: int, seed: int = 0) -> list[ExpertKey]:
+    """About `count` experts: as many of each layer, spread over its ranks of impact, one drawn from each stratum."""
+    random = np.random.default_rng(seed)
+    impact = statistics[ALL]["impact per token (I)"]
+    layers: dict[tuple[str, int], list[int]] = {}
+    for place, key in enumerate(keys):
+        layers.setdefault((key.component, key.layer), []).append(place)
+    each = max(2, round(count / len(layers)))
+    chosen = []
+    for places in layers.values():
+        ranked = sorted(places, key=lambda place: impact[place])
+        chosen += [int(random.choice(stratum)) for stratum in np.array_split(ranked, min(each, len(ranked)))]
+    return [keys[place] for place in sorted(chosen)]
+
+
+def add_held_out(
+    statistics: Statistics,
+    keys: Sequence[ExpertKey],
+    falls: Falls,
+    nulls: dict[str, tuple[ScoreTable, ...]],
+) -> None:
+    """Add what was taken from the other texts, in which it has an advantage: the earlier idea, and the null tests."""
+    for context, by_name in statistics.items():
+        by_name[FALLS] = falls.scores(keys, context)
+        for name, tables in nulls.items():
+            found = in_order(tables, keys, "trust")
+            by_name[name] = found.get(context, found[ALL])
+
+
 def correlate(
-    ablation: Ablation, statistics: dict[str, dict[str, Array]], *, samples: int = 1000, seed: int = 0
+    ablation: Ablation, statistics: Statistics, *, samples: int = 500, seed: int = 0
 ) -> dict[str, dict[str, Correlation]]:
-    """Statistic -> scope -> rho; scopes are `global`, `within layer` (mean over layers) and `per context` (mean).
+    """Statistic -> scope -> rho. Scopes: global, within layer (mean over layers), per context (mean), each context.
 
     The bootstrap draws experts (within their layer) and texts (within their context) anew in each sample: an interval
-    speaks of other experts and other texts of the same kind.
+    speaks of other experts and other texts of the same kind. The last statistic is the difference of trust and REAP.
     """
     random = np.random.default_rng(seed)
     layers = np.array([f"{key.component}/{key.layer}" for key in ablation.keys])
@@ -162,6 +123,7 @@ def correlate(
     labels = np.array(ablation.contexts)
     known = [context for context in dict.fromkeys(ablation.contexts) if context in statistics]
     by_context = [np.flatnonzero(labels == context) for context in known]
+    names = [name for name in statistics[ALL] if not name.startswith("trust_")]
 
     def all_rhos(layers: list[NDArray[np.intp]], texts: list[NDArray[np.intp]]) -> Array:
         """[statistic, scope]"""
@@ -169,21 +131,14 @@ def correlate(
         cost = [ablation.cost[:, part].sum(1) / ablation.predicted[part].sum() for part in texts]
         whole = np.concatenate(texts)
         overall = ablation.cost[:, whole].sum(1) / ablation.predicted[whole].sum()
-        return np.array(
-            [
-                [
-                    spearman(statistics[ALL][name][experts], overall[experts]),
-                    np.mean([spearman(statistics[ALL][name][part], overall[part]) for part in layers]),
-                    np.mean(
-                        [
-                            spearman(statistics[context][name][experts], costs[experts])
-                            for context, costs in zip(known, cost, strict=True)
-                        ]
-                    ),
-                ]
-                for name in STATISTICS
-            ]
-        )
+        rows = []
+        for name in names:
+            everything = statistics[ALL][name]
+            each = [spearman(statistics[c][name][experts], k[experts]) for c, k in zip(known, cost, strict=True)]
+            within = np.mean([spearman(everything[part], overall[part]) for part in layers])
+            rows.append([spearman(everything[experts], overall[experts]), within, np.mean(each), *each])
+        found = np.array(rows)
+        return np.vstack((found, found[names.index("trust")] - found[names.index(RIVAL)]))
 
     value = all_rhos(by_layer, by_context)
     drawn = np.stack(
@@ -196,32 +151,58 @@ def correlate(
         ]
     )
     low, high = np.percentile(drawn, (5, 95), axis=0)
-    scopes = ("global", "within layer", "per context")
     return {
         name: {
             scope: Correlation(float(value[i, j]), float(low[i, j]), float(high[i, j]))
-            for j, scope in enumerate(scopes)
+            for j, scope in enumerate((*SCOPES, *known))
         }
-        for i, name in enumerate(STATISTICS)
+        for i, name in enumerate((*names, f"trust - {RIVAL}"))
     }
 
 
-def print_correlations(found: dict[str, dict[str, Correlation]], ablation: Ablation, run: str) -> None:
-    """Print a line for each statistic, the one that foretells best first."""
-    scopes = list(next(iter(found.values())))
-    table = Table("Spearman with the cost of removal", *scopes)
-    for name, by_scope in sorted(found.items(), key=lambda item: -item[1][scopes[-1]].value):
-        table.add_row(name, *(f"{rho.value:.3f}  [{rho.low:.3f}, {rho.high:.3f}]" for rho in by_scope.values()))
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(table, highlight=False, markup=False)
-    console.print(
-        f"Run {run}: {len(ablation.keys):,} experts, each removed on {len(ablation.contexts):,} texts "
-        f"({int(ablation.predicted.sum()):,} predicted tokens) that the run has not scored; 90% bootstrap intervals",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+def coverage(statistics: Statistics, tables: Sequence[ScoreTable], keys: Sequence[ExpertKey]) -> list[Coverage]:
+    """Do the run's 90% intervals hold what the other texts say?
+
+    Both are estimates: with z the log-odds of trust and r half the width of its interval in log-odds, an interval holds
+    if |z_run - z_other| <= sqrt(r_run^2 + r_other^2).
+    """
+    others = {name: in_order(tables, keys, name) for name in ("trust", "trust_low", "trust_high")}
+    found = []
+    for context in [*(c for c in statistics if c != ALL), ALL]:
+        if context not in others["trust"]:
+            continue
+        run = [_log_odds(statistics[context][name]) for name in ("trust", "trust_low", "trust_high")]
+        other = [_log_odds(others[name][context]) for name in ("trust", "trust_low", "trust_high")]
+        reach = np.hypot((run[2] - run[1]) / 2, (other[2] - other[1]) / 2)
+        gap = run[0] - other[0]
+        found.append(
+            Coverage(
+                context, float((abs(gap) <= reach).mean()), float((gap > reach).mean()), float((gap < -reach).mean())
+            )
+        )
+    return found
+
+
+def validation_rows(
+    found: dict[str, dict[str, Correlation]], covered: Sequence[Coverage], ablation: Ablation
+) -> list[ValidationRow]:
+    """The result as the record keeps it."""
+    experts, texts = len(ablation.keys), len(ablation.contexts)
+
+    def row(statistic: str, scope: str, rho: Correlation) -> ValidationRow:
+        return ValidationRow(
+            statistic=statistic,
+            scope=scope,
+            rho=rho.value,
+            low=rho.low,
+            high=rho.high,
+            n=experts,
+            texts=ablation.contexts.count(scope) if scope in ablation.contexts else texts,
+            definition_version=DEFINITION_VERSION,
+        )
+
+    rows = [row(name, scope, rho) for name, by_scope in found.items() for scope, rho in by_scope.items()]
+    return rows + [row(COVERAGE, c.context, Correlation(c.share, c.share, c.share)) for c in covered]
 
 
 def spearman(x: Array, y: Array) -> float:
@@ -234,3 +215,9 @@ def spearman(x: Array, y: Array) -> float:
     if np.ptp(ranks_x) == 0 or np.ptp(ranks_y) == 0:
         return 0.0
     return round(float(np.corrcoef(ranks_x, ranks_y)[0, 1]), 12)
+
+
+def _log_odds(share: Array) -> Array:
+    clipped = np.clip(share, 1e-12, 1 - 1e-12)
+    odds: Array = np.log(clipped / (1 - clipped))
+    return odds

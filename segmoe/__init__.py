@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segmoe.attaching import attach
     from segmoe.errors import CheckpointError, ConfigError, SegmoeError, Unsupported
     from segmoe.parity import verify
     from segmoe.runtime import load
 
-__all__ = ["CheckpointError", "ConfigError", "SegmoeError", "Unsupported", "load", "verify"]
+__all__ = ["CheckpointError", "ConfigError", "SegmoeError", "Unsupported", "attach", "load", "verify"]
 
-_HOMES = {"load": "segmoe.runtime", "verify": "segmoe.parity"}
+_HOMES = {"attach": "segmoe.attaching", "load": "segmoe.runtime", "verify": "segmoe.parity"}
 
 
 def __getattr__(name: str) -> Any:

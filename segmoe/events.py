@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Capture = Literal["off", "routing", "contribution"]
-CAPTURES: tuple[Capture, ...] = ("off", "routing", "contribution")
+Capture = Literal["off", "counts", "routing", "contribution"]
+CAPTURES: tuple[Capture, ...] = ("off", "counts", "routing", "contribution")
 Phase = Literal["prefill", "decode"]
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,21 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """How often each sequence picked each expert of one layer in one forward pass, without padding.
+
+    What capture level "counts" tells instead of Routed.
+    """
+
+    step: int
+    component: str
+    layer: int
+    phase: Phase
+    uses: NDArray[np.int32]  # [sequences, experts]
+    weights: NDArray[np.float32]  # [sequences, experts] sum of routing weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertLoaded:
     """An expert was read from disk into memory."""
 
@@ -119,7 +134,7 @@ class StepDone:
     bytes_read: int
 
 
-Event: TypeAlias = Routed | ExpertLoaded | ExpertEvicted | StepDone
+Event: TypeAlias = Routed | Counted | ExpertLoaded | ExpertEvicted | StepDone
 
 
 class EventSink(Protocol):

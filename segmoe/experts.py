@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from segmoe.errors import Unsupported
-from segmoe.events import Contribution, ExpertKey, Routed
+from segmoe.events import Capture, Contribution, Counted, ExpertKey, Routed
+from segmoe.passes import Tokens
 
 if TYPE_CHECKING:
     from segmoe.manifest import ExpertsModule
@@ -55,6 +56,7 @@ class Seam:
     def __init__(self, runtime: Runtime, place: ExpertsModule, module: torch.nn.Module) -> None:
         self.place = place
         self.picks: Pick | None = None
+        self.is_told = True
         self._runtime = runtime
         self._keys = [ExpertKey(place.component, place.layer, expert) for expert in range(place.num_experts)]
         self._eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]
@@ -82,7 +84,7 @@ class Seam:
         picked = sorted(set(ids.flatten().tolist()))  # the order in which every family's forward asks
         runtime.cache.expect([self._keys[expert] for expert in picked if expert < len(self._keys)])
         try:
-            if not runtime.is_capturing:
+            if not (runtime.is_capturing and self.is_told):
                 return self._eager(module, hidden, ids, weights)  # type: ignore[no-any-return]
             kept = ids.numel() * hidden.shape[-1] * hidden.element_size()
             if runtime.capture != "contribution" or kept > MAX_KEPT_BYTES:
@@ -105,23 +107,14 @@ class Seam:
         """Take the decoder layer's output [batch, length, hidden] and tell what each pick did to it."""
         picks, self.picks = self.picks, None
         if picks is not None:
-            self.emit(picks.topk_ids, picks.topk_weights, _contribution(picks, h.reshape(-1, h.shape[-1])))
+            self.emit(picks.topk_ids, picks.topk_weights, contribution(picks, h.reshape(-1, h.shape[-1])))
 
     def emit(self, ids: torch.Tensor, weights: torch.Tensor, contribution: Contribution | None) -> None:
         """Send one Routed event."""
-        current = self._runtime.tokens_of(self.place.root, len(ids))
-        self._runtime.emit(
-            Routed(
-                step=self._runtime.cache.step,
-                component=self.place.component,
-                layer=self.place.layer,
-                phase=current.phase,
-                topk_ids=ids.cpu().numpy().astype(np.int16),
-                topk_weights=weights.float().cpu().numpy().copy(),
-                sequence=current.sequence,
-                position=current.position,
-                contribution=contribution,
-            )
+        runtime = self._runtime
+        current = runtime.tokens_of(self.place.root, len(ids))
+        runtime.emit(
+            routing_event(runtime.cache.step, self.place, current, ids, weights, contribution, runtime.capture)
         )
 
 
@@ -139,7 +132,8 @@ class _Added(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _contribution(picks: Pick, h: torch.Tensor) -> Contribution | None:
+def contribution(picks: Pick, h: torch.Tensor) -> Contribution | None:
+    """What each pick did to the layer's output h [rows, hidden]; None where a family's experts do not show it."""
     if not picks.added or h.shape != picks.output.shape:  # some families' experts see other rows, or a narrower state
         return None
     experts = torch.repeat_interleave(
@@ -158,6 +152,43 @@ def _contribution(picks: Pick, h: torch.Tensor) -> Contribution | None:
         h_dot_c=h_dot_c.cpu().numpy(),
         h_norm=torch.linalg.vector_norm(h, dim=-1).cpu().numpy(),
         sum_c_norm=torch.linalg.vector_norm(picks.output.float(), dim=-1).cpu().numpy(),
+    )
+
+
+def routing_event(
+    step: int,
+    place: ExpertsModule,
+    tokens: Tokens,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    contributed: Contribution | None,
+    capture: Capture,
+) -> Routed | Counted:
+    """The event of one layer's picks at a capture level."""
+    topk_ids, topk_weights = ids.cpu().numpy().astype(np.int16), weights.float().cpu().numpy().copy()
+    if capture != "counts":
+        return Routed(
+            step=step,
+            component=place.component,
+            layer=place.layer,
+            phase=tokens.phase,
+            topk_ids=topk_ids,
+            topk_weights=topk_weights,
+            sequence=tokens.sequence,
+            position=tokens.position,
+            contribution=contributed,
+        )
+    real = tokens.position >= 0
+    sequences, experts = int(tokens.sequence.max(initial=-1)) + 1, place.num_experts
+    cell = (tokens.sequence[real, None] * experts + topk_ids[real]).ravel()
+    shape = (sequences, experts)
+    return Counted(
+        step=step,
+        component=place.component,
+        layer=place.layer,
+        phase=tokens.phase,
+        uses=np.bincount(cell, minlength=sequences * experts).astype(np.int32).reshape(shape),
+        weights=np.bincount(cell, topk_weights[real].ravel(), sequences * experts).astype(np.float32).reshape(shape),
     )
 
 

@@ -162,7 +162,7 @@ def build_manifest(checkpoint: Checkpoint, config: Any) -> Manifest:
     """Find every expert's bytes; what is not there whole is listed in `missing`."""
     with torch.device("meta"):
         twin = model_class(config)._from_config(config)
-    modules = tuple(_experts_modules(twin))
+    modules = tuple(experts_modules(twin))
     if not modules:
         raise Unsupported(f"{checkpoint.folder} ({config.model_type}) has no experts behind transformers' interface")
     if getattr(config, "quantization_config", None) is not None:
@@ -201,7 +201,8 @@ def _missing_others(twin: Any, present: set[str]) -> Iterator[str]:
             yield name
 
 
-def _experts_modules(twin: torch.nn.Module) -> list[ExpertsModule]:
+def experts_modules(twin: torch.nn.Module) -> list[ExpertsModule]:
+    """The experts modules of a model, in its order."""
     found = []
     for path, module in twin.named_modules():
         if not is_experts_module(module):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from segmoe.cache import Counters
-from segmoe.events import Phase
+from segmoe.events import Phase, StepDone
 
 
 class Tokens(NamedTuple):
@@ -70,6 +70,39 @@ def read_tokens(call: dict[str, Any]) -> Tokens:
     sequence = np.repeat(np.arange(batch, dtype=np.int32), length)
     phase: Phase = "decode" if length == 1 and past > 0 else "prefill"
     return Tokens(phase, sequence, position.reshape(-1).astype(np.int32))
+
+
+def tokens_of(current: Pass | None, component: str, rows: int) -> Tokens:
+    """Which token each row of a layer in the pass under way is; all padding if that cannot be known."""
+    if current is not None and current.component == component and len(current.tokens.position) == rows:
+        return current.tokens
+    nothing = np.full(rows, -1, np.int32)
+    return Tokens("prefill", nothing, nothing)
+
+
+def step_done(current: Pass, step: int, counters: Counters) -> StepDone:
+    """The event of a pass that is over; `counters` are the cache's as they stand now."""
+    spent = counters.since(current.counters)
+    phase, sequence, position = current.tokens
+    real = position >= 0
+    unknown = np.full(len(position), np.nan, np.float32)
+    return StepDone(
+        step=step,
+        component=current.component,
+        phase=phase,
+        tokens=int(real.sum()),
+        sequences=len(np.unique(sequence[real])),
+        sequence=sequence,
+        position=position,
+        nll=unknown if current.nll is None else current.nll,
+        entropy=unknown if current.entropy is None else current.entropy,
+        wall_ns=time.perf_counter_ns() - current.began_ns,
+        hits=spent.hits,
+        misses=spent.misses,
+        loads=spent.loads,
+        evictions=spent.evictions,
+        bytes_read=spent.bytes_read,
+    )
 
 
 def read_predictions(current: Pass, ids: Any, logits: Any, chunk: int = 512) -> None:

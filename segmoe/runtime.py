@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from segmoe import passes
+from segmoe.attaching import Selection, check_selection, is_selected
 from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
-from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink, StepDone
+from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink
 from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
 from segmoe.manifest import Manifest, build_manifest
@@ -37,6 +37,7 @@ def load(
     trust: Mapping[ExpertKey, float] | None = None,
     sink: EventSink | None = None,
     capture: Capture = "routing",
+    select: Selection | None = None,
     device: str | torch.device = "cpu",
     threads: int | None = None,
 ) -> Any:
@@ -44,7 +45,8 @@ def load(
 
     The budget covers experts of all layers together and not the other weights, which are always in memory. Without
     one, all experts may stay in memory once they were used. The model's `segmoe` attribute is its `Runtime`.
-    `capture` says how much a `sink` is told: "off" (residency and steps only), "routing" or "contribution".
+    `capture` says how much a `sink` is told: "off" (residency and steps only), "counts", "routing" or "contribution";
+    `select` of which layers, by component: `{"thinker": range(24)}`.
     `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the
     pass itself. Neither changes a bit of what the model computes, or which experts are read and evicted.
     Raises CheckpointError for a checkpoint that is incomplete or damaged, ConfigError for bad settings.
@@ -63,6 +65,7 @@ def load(
         trust=trust,
         sink=sink,
         capture=capture,
+        select=select,
         device=device,
         threads=threads,
     )
@@ -84,6 +87,7 @@ class Runtime:
         trust: Mapping[ExpertKey, float] | None = None,
         sink: EventSink | None = None,
         capture: Capture = "off",
+        select: Selection | None = None,
         device: str | torch.device = "cpu",
         threads: int | None = None,
     ) -> None:
@@ -95,6 +99,8 @@ class Runtime:
         self.manifest = manifest
         self.policy = policy
         self.capture = capture
+        check_selection(manifest.modules, select)
+        self._select = select
         self.cache = ExpertCache(
             manifest.experts,
             make_policy(policy, trust),
@@ -107,6 +113,7 @@ class Runtime:
         self._pass: passes.Pass | None = None
         self._inside: list[Any] = []  # its modules that were entered and not left, outermost first
         self._next_step = 0
+        self._is_paused = False
 
     @property
     def sink_failures_total(self) -> int:
@@ -116,11 +123,20 @@ class Runtime:
     @property
     def is_capturing(self) -> bool:
         """Whether routing is to be told to anybody."""
-        return self._sink is not None and self.capture != "off"
+        return self._sink is not None and self.capture != "off" and not self._is_paused
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While this lasts, the sink is told nothing; call it between passes. Step numbers go on."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
 
     def emit(self, event: Event) -> None:
         """Tell the sink, if there is one."""
-        if self._sink is not None:
+        if self._sink is not None and not self._is_paused:
             self._sink.emit(event)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -137,7 +153,8 @@ class Runtime:
         watched = {id(module): module for module in (model, *experts)}
         for place, module in zip(self.manifest.modules, experts, strict=True):
             seam = Seam(self, place, module)
-            if self.is_capturing:
+            seam.is_told = is_selected(place, self._select)
+            if self._sink is not None and self.capture == "contribution" and seam.is_told:
                 model.get_submodule(place.block).register_forward_hook(_after_layer(seam))
             stack = model.get_submodule(place.stack)
             stacks.setdefault(place.root, {})[id(stack)] = stack
@@ -153,11 +170,7 @@ class Runtime:
 
     def tokens_of(self, component: str, rows: int) -> passes.Tokens:
         """Which token each row of the pass under way is."""
-        current = self._pass
-        if current is not None and current.component == component and len(current.tokens.position) == rows:
-            return current.tokens
-        nothing = np.full(rows, -1, np.int32)
-        return passes.Tokens("prefill", nothing, nothing)
+        return passes.tokens_of(self._pass, component, rows)
 
     def _listen(self, component: str, module: Any, *, is_stack: bool) -> None:
         is_predicting = hasattr(module, "can_generate") and module.can_generate()  # other heads' logits are of labels
@@ -201,31 +214,8 @@ class Runtime:
         self._one_thread.leave()
 
     def _step_done(self, current: passes.Pass) -> None:
-        if self._sink is None:
-            return
-        spent = self.cache.counters.since(current.counters)
-        phase, sequence, position = current.tokens
-        real = position >= 0
-        unknown = np.full(len(position), np.nan, np.float32)
-        self.emit(
-            StepDone(
-                step=self.cache.step,
-                component=current.component,
-                phase=phase,
-                tokens=int(real.sum()),
-                sequences=len(np.unique(sequence[real])),
-                sequence=sequence,
-                position=position,
-                nll=unknown if current.nll is None else current.nll,
-                entropy=unknown if current.entropy is None else current.entropy,
-                wall_ns=time.perf_counter_ns() - current.began_ns,
-                hits=spent.hits,
-                misses=spent.misses,
-                loads=spent.loads,
-                evictions=spent.evictions,
-                bytes_read=spent.bytes_read,
-            )
-        )
+        if self._sink is not None:
+            self.emit(passes.step_done(current, self.cache.step, self.cache.counters))
 
 
 def _after_layer(seam: Seam) -> Callable[..., None]:

@@ -17,8 +17,9 @@ from segmoe.packing import PackedWeight, may_pack
 from segmoe.reader import Reader
 from segmoe.staging import Staging
 
-PACK_AFTER_USES = 4
-"""Packing a weight costs about what three uses of it then gain, so it is done for experts that stay."""
+PACK_AFTER_USES = 10
+"""Packing an expert of Qwen3-30B's width costs what 9 to 11 uses then gain (one row or 16, one thread or two), so it is
+done once the uses of an expert that stayed could have paid for it."""
 
 Tensors = Mapping[str, torch.Tensor | PackedWeight]
 

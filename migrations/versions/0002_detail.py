@@ -108,11 +108,11 @@ SELECT
   trust,              -- 0..1, how far the expert can be relied on
   trust_low,          -- of its 90% interval
   trust_high,         -- of its 90% interval
-  convergence,        -- 0..1, how much of the layer's result is its doing
+  convergence,        -- 0..1, how much of the model's state is its doing
   stability,          -- 0..1, how alike its impact per use is from window to window
   efficiency,         -- 0..1, benefit per use and byte
   uses,               -- picks
-  blocks,             -- of evidence, 128 tokens each
+  blocks,             -- of evidence, 256 tokens each
   definition_version, -- of trust
   load,               -- share of the layer's picks
   weight_mean,        -- routing weight per pick

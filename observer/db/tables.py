@@ -173,14 +173,14 @@ SCORES = (
 
 def _scores() -> list[Column[Any]]:
     return [
-        _real("trust", "0..1: 0.7 convergence + 0.1 stability + 0.2 efficiency"),
+        _real("trust", "0..1; since version 2 convergence, before 0.7 of it + 0.1 stability + 0.2 efficiency"),
         _real("trust_low", "of the 90% interval"),
         _real("trust_high", "of the 90% interval"),
-        _real("convergence", "0..1: how much of the layer's result is its doing, against the layer's median"),
+        _real("convergence", "0..1: how much of the model's state is its doing, against the model's median"),
         _real("stability", "0..1: how alike its impact per use is from window to window"),
         _real("efficiency", "0..1: benefit per use and byte, against the layer's median"),
         _integer("uses", "picks"),
-        _integer("blocks", "of evidence, 128 tokens each"),
+        _integer("blocks", "of evidence, 256 tokens each"),
         _real("load", "share of the layer's picks"),
         _real("weight_mean", "routing weight per pick"),
         _real("ean", "sum of |o| over its picks"),

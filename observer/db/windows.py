@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-MOST_WINDOWS = 1800
-
 SUMS = (
     *("tokens", "nll_sum", "predicted", "hits", "misses", "loads", "evictions", "bytes_read"),
     *("passes", "wall_ns"),

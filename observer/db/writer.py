@@ -22,8 +22,9 @@ from sqlalchemy.exc import DBAPIError
 
 from observer.db import tables
 from observer.db.session import explain
-from observer.db.windows import MOST_WINDOWS, make_room
+from observer.db.windows import make_room
 from observer.errors import DatabaseError, RunNameTaken
+from observer.observation import MOST_WINDOWS
 from observer.rows import CoactivationRows, ExpertWindowRows, SalienceRows, ValidationRow
 from observer.state import Arrays, pack, unpack
 from observer.totals import ScoreTable, Snapshot, TextSeen, Totals, Window
@@ -120,6 +121,11 @@ class Writer:
                 "SELECT content FROM run_state WHERE run_id = ? AND name = ?", (run_id, STATE)
             ).first()
             state = None if found is None else unpack(found[0])
+            begun = connection.exec_driver_sql("SELECT sequences, passes FROM run WHERE run_id = ?", (run_id,)).one()
+            if state is None and any(begun):
+                raise DatabaseError(
+                    self._path, "holds no state of this run to go on from; choose another name with --run"
+                )
             kept = 0 if state is None else int(state["observation/windows_total"])
             for table in ("score_window", "expert_window"):
                 connection.exec_driver_sql(
@@ -286,6 +292,8 @@ def _insert(connection: Connection, table: Table, columns: Sequence[str], rows: 
 
 def _run_sql(connection: Connection, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
     """Run a statement for each row through the driver itself: five times as fast as through Core (measured)."""
+    if isinstance(rows, list) and not rows:
+        return
     cursor = connection.connection.cursor()
     try:
         cursor.executemany(sql, rows)  # type: ignore[arg-type]  # an iterator will do

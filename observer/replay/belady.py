@@ -47,7 +47,7 @@ def belady(trace: Trace, *, experts: int | None = None, nbytes: int | None = Non
     return Outcome(hit=hit, evicted_at=evicted_at[:evictions], evicted=evicted[:evictions], score=scores[:evictions])
 
 
-@compiled()
+@compiled(allocates=True)
 def _run(
     expert: Any,
     next_use: Any,

@@ -45,7 +45,7 @@ def read_csv(path: Path) -> Trace:
     text = "".join(comments)
     told = re.search(r"\bn_expert=(\d+)", text)
     experts = max(int(told[1]) if told else 0, int(wanted[:, 4].max()) + 1)
-    sizes = {int(layer): int(size) for layer, size in re.findall(r"# layer=(\d+) expert_bytes=(\d+)", text)}
+    sizes = {int(layer): int(size) for layer, size in re.findall(r"\blayer=(\d+) expert_bytes=(\d+)", text)}
     layers = sorted({*sizes, *np.unique(wanted[:, 3]).tolist()})
     numbers = {layer: index * experts for index, layer in enumerate(layers)}
     number = np.array([numbers[one] for one in wanted[:, 3].tolist()]) + wanted[:, 4]

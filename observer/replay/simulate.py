@@ -47,18 +47,22 @@ def simulate(
     experts: int | None = None,
     nbytes: int | None = None,
     trust: Mapping[ExpertKey, float] | None = None,
+    plain: bool = False,
 ) -> Outcome:
-    """What an empty cache of so many experts, or bytes, would have done under a rule."""
+    """What an empty cache of so many experts, or bytes, would have done under a rule.
+
+    As in the live cache, a layer's pass keeps whom it still needs; a `plain` one looks at one access at a time.
+    """
     accesses = len(trace)
     hit = np.zeros(accesses, np.bool_)
     evicted_at, evicted, scores = np.zeros(accesses, np.int64), np.zeros(accesses, np.int32), np.zeros(accesses)
-    clock = trace.clock()
+    table, clock = make_table(trace, rule, trust), trace.clock()
     evictions = _run(
-        make_table(trace, rule, trust),
+        table,
         rule,
         trace.expert,
         trace.pass_index,
-        layer_ends(trace),
+        np.arange(1, accesses + 1) if plain else layer_ends(trace),
         clock,
         trace.nbytes,
         UNBOUNDED if experts is None else experts,
@@ -67,6 +71,9 @@ def simulate(
         evicted_at,
         evicted,
         scores,
+        np.full(len(trace.keys), -1, np.int64),  # index of the expert's access in the layer's pass under way
+        np.zeros(len(trace.keys), np.int64),
+        np.zeros(len(table.size), np.bool_),
     )
     return Outcome(hit=hit, evicted_at=evicted_at[:evictions], evicted=evicted[:evictions], score=scores[:evictions])
 
@@ -82,16 +89,17 @@ def make_table(trace: Trace, rule: Rule, trust: Mapping[ExpertKey, float] | None
     known = trust or {}
     unknown = statistics.median(known.values()) if known else 0.5
     sizes = np.bincount(group, minlength=1)
+    heap = (len(sizes), int(sizes.max()))
     return Table(
         rank=np.full(count, -math.inf),
         turn=np.zeros(count, np.int64),
         step=np.full(count, NOBODY, np.int64),
         weight=np.array([weight(rule, known.get(key, unknown)) for key in trace.keys]),
-        seen_rank=np.full(count, -math.inf),
-        seen_turn=np.zeros(count, np.int64),
         place=np.full(count, NOBODY, np.int32),
         group=group,
-        heap=np.full((len(sizes), int(sizes.max())), NOBODY, np.int32),
+        heap=np.full(heap, NOBODY, np.int32),
+        seen_rank=np.zeros(heap),
+        seen_turn=np.zeros(heap, np.int64),
         size=np.zeros(len(sizes), np.int64),
         counts=np.array([0, rule.seed], np.int64),
         floor=np.zeros(1),
@@ -100,7 +108,9 @@ def make_table(trace: Trace, rule: Rule, trust: Mapping[ExpertKey, float] | None
 
 def layer_ends(trace: Trace) -> NDArray[np.int64]:
     """For each access the end of its layer's accesses in its pass, [accesses]: these are asked for together."""
-    place = np.array([hash((key.component, key.layer)) for key in trace.keys], np.int64)[trace.expert]
+    places: dict[tuple[str, int], int] = {}
+    number = [places.setdefault((key.component, key.layer), len(places)) for key in trace.keys]
+    place = np.array(number, np.int32)[trace.expert]
     last = np.ones(len(trace), np.bool_)
     last[:-1] = (place[1:] != place[:-1]) | (trace.pass_index[1:] != trace.pass_index[:-1])
     ends = np.flatnonzero(last) + 1
@@ -148,11 +158,11 @@ def _run(
     evicted_at: Any,
     evicted: Any,
     scores: Any,
+    needed: Any,
+    aside: Any,
+    tried: Any,
 ) -> int:
     """Decide access by access as the cache does: in a layer's pass, who is to come stays if anybody else can go."""
-    needed = np.full(len(nbytes), -1, np.int64)  # index of the expert's access in the layer's pass under way
-    aside = np.zeros(len(nbytes), np.int64)
-    tried = np.zeros(len(table.size), np.bool_)
     held = used = evictions = end = 0
     for at in range(len(expert)):
         if at == end:
@@ -169,7 +179,7 @@ def _run(
                 if victim != NOBODY:
                     scores[evictions] = score(rule, table.rank[victim], step, now, table.floor[0])
                 else:
-                    scores[evictions] = math.nan
+                    scores[evictions] = 0.0
                     for later in range(at + 1, end):  # the one that is needed last
                         if table.place[expert[later]] != NOBODY:
                             victim = expert[later]

@@ -23,6 +23,9 @@ class Picks:
     c_norm: Array  # [tokens, k] |c|, c = w o
     impact: Array  # [tokens, k] 1 - cos(h, h - c)
     window: Index  # [tokens] which window of one text, ascending from 0 within this object
+    text: Index | None = None  # [tokens] which text, ascending from 0 within this object; None: all of one
+    before: Index | None = None  # [tokens, k] the same tokens' picks in the layer row before; None: not known
+    is_contributing: bool = True  # c_norm and impact are known
 
     def sums(self, values: Array | None, experts: int) -> Array:
         """Sum of the values of each expert's picks (their number if there are none), shape [experts].
@@ -44,17 +47,22 @@ class Picks:
 
 @dataclass(slots=True)
 class Estimator:
-    """A state of float64 arrays, [layer, expert] or, where named in `PER_LAYER`, [layer, 1].
+    """A state of float64 arrays, [layer, expert] or, where named so, [layer, 1] or [layer, expert, expert].
 
     `update` takes evidence, `get` tells the figures, `merge` adds what another one of the same shape has seen.
     """
 
     PER_LAYER: ClassVar[frozenset[str]] = frozenset()
+    PER_PAIR: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def zeros(cls, layers: int, experts: int) -> Self:
         """Return one that has seen nothing."""
-        return cls(**{f.name: np.zeros((layers, 1 if f.name in cls.PER_LAYER else experts)) for f in fields(cls)})
+
+        def shape(name: str) -> tuple[int, ...]:
+            return (1,) if name in cls.PER_LAYER else (experts, experts) if name in cls.PER_PAIR else (experts,)
+
+        return cls(**{f.name: np.zeros((layers, *shape(f.name))) for f in fields(cls)})
 
     def update(self, picks: Picks, /) -> None:
         """Take the evidence of one layer."""

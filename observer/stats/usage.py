@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from observer.stats.base import Array, Estimator, Picks, ratio
+
+Counts: TypeAlias = NDArray[np.integer[Any] | np.floating[Any]]
 
 
 class UsageFigures(NamedTuple):
@@ -39,6 +42,11 @@ class Usage(Estimator):
         experts = self.uses.shape[1]
         self.uses[picks.layer] += picks.sums(None, experts)
         self.weight[picks.layer] += picks.sums(picks.weights, experts)
+
+    def count(self, layer: int, uses: Counts, weight: Counts) -> None:
+        """Add picks that were counted already, both [expert]."""
+        self.uses[layer] += uses
+        self.weight[layer] += weight
 
     def get(self) -> UsageFigures:
         """Tell n, load and mean weight."""

@@ -38,7 +38,7 @@ class Policy(Protocol):
         """The resident expert to evict for the one that is coming, or None if all are pinned. Changes nothing."""
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that later decisions depend on, for another process to go on with."""
+        """All that later decisions depend on, but trust, which the policy is built with."""
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from a state of the same policy, before the first use."""
+        """Go on from a state; the policy has seen nothing yet."""

@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 
 from segmoe.events import ExpertKey
 from segmoe.policies.base import Victim
-from segmoe.policies.ranking import NOBODY, Table, fullest, leave, look, use
+from segmoe.policies.ranking import NOBODY, Table, enter, fullest, leave, look, use
 from segmoe.policies.rules import Rule, score, weight
-
-SAVED = ("rank", "turn", "step", "seen_rank", "seen_turn", "place", "size", "counts", "floor")
-"""What a table remembers beside its heaps; the rest follows from the experts' names, the rule and the snapshot."""
 
 
 class Ranked:
@@ -35,11 +32,11 @@ class Ranked:
             turn=[],
             step=[],
             weight=[],
-            seen_rank=[],
-            seen_turn=[],
             place=[],
             group=[],
             heap=[],
+            seen_rank=[],
+            seen_turn=[],
             size=[],
             counts=[0, rule.seed],
             floor=[0.0],
@@ -78,26 +75,29 @@ class Ranked:
         return None
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """The experts in the order of their numbers, the table, and the clocks."""
-        keys, table = self._keys, self._table
+        """What is known of each expert, and the clocks. The heap is not in it: ranks and turns alone decide."""
+        table = self._table
         return {
-            "component": np.array([key.component for key in keys], dtype=np.str_),
-            "numbers": np.array([(key.layer, key.expert) for key in keys], dtype=np.int64).reshape(-1, 2),
-            "clocks": np.array([self._step, self._tokens], dtype=np.int64),
-            "heap": np.array([number for heap in table.heap for number in heap], dtype=np.int64),
-            **{name: np.array(getattr(table, name)) for name in SAVED},
+            "component": np.array([key.component for key in self._keys], dtype=np.str_),
+            "place": np.array([(key.layer, key.expert) for key in self._keys], dtype=np.int64).reshape(-1, 2),
+            "rank": np.array(table.rank),
+            "turn": np.array(table.turn, dtype=np.int64),
+            "step": np.array(table.step, dtype=np.int64),
+            "resident": np.array(table.place, dtype=np.int64) != NOBODY,
+            "clocks": np.array([self._step, self._tokens, *table.counts]),
+            "floor": np.array(table.floor),
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Number the experts in the same order, then take over the table."""
-        for component, (layer, expert) in zip(state["component"].tolist(), state["numbers"].tolist(), strict=True):
+        """Take the experts up again under the same numbers."""
+        table = self._table
+        for component, (layer, expert) in zip(state["component"].tolist(), state["place"].tolist(), strict=True):
             self._admit(ExpertKey(component, layer, expert))
-        table, heap = self._table, iter(state["heap"].tolist())
-        for name in SAVED:
-            getattr(table, name)[:] = state[name].tolist()
-        for group in table.heap:
-            group[:] = [next(heap) for _ in group]
-        self._step, self._tokens = state["clocks"].tolist()
+        table.rank[:], table.turn[:], table.step[:] = (state[name].tolist() for name in ("rank", "turn", "step"))
+        for number in np.flatnonzero(state["resident"]).tolist():
+            enter(table, number)
+        self._step, self._tokens, *table.counts[:] = state["clocks"].tolist()
+        table.floor[:] = state["floor"].tolist()
 
     def _lowest(self, group: int, pinned: Container[ExpertKey]) -> Victim | None:
         """The lowest that is not pinned and the one after it, searched from the top of the heap.
@@ -105,22 +105,21 @@ class Ranked:
         The layer under way may have pinned many of the lowest; taking them out and back costs ten times as much.
         """
         table = self._table
-        heap, size = table.heap[group], table.size[group]
+        heap, ranks, turns, size = table.heap[group], table.seen_rank[group], table.seen_turn[group], table.size[group]
         frontier: list[tuple[float, int, int]] = []  # rank and turn at each place from which nobody was taken yet
         free: list[int] = []
 
         def consider(place: int) -> None:
             if place < size:
-                number = heap[place]
-                heappush(frontier, (table.seen_rank[number], table.seen_turn[number], place))
+                heappush(frontier, (ranks[place], turns[place], place))
 
         consider(0)
         while len(free) < 2 and frontier:
             place = heappop(frontier)[2]
-            number = heap[place]
             if look(table, group, place):
                 consider(place)  # somebody else stands there now
                 continue
+            number = heap[place]
             if self._keys[number] not in pinned:
                 free.append(number)
             consider(2 * place + 1)
@@ -143,16 +142,16 @@ class Ranked:
         table = self._table
         if group == len(table.size):
             table.size.append(0)
-            table.heap.append([])
-        table.heap[group].append(NOBODY)
+            for rows in (table.heap, table.seen_rank, table.seen_turn):
+                rows.append([])
+        for rows in (table.heap, table.seen_rank, table.seen_turn):
+            rows[group].append(NOBODY)
         trust = weight(self.rule, self._trust.get(key, self._unknown))
         for column, value in (
             (table.rank, -math.inf),
             (table.turn, 0),
             (table.step, NOBODY),
             (table.weight, trust),
-            (table.seen_rank, -math.inf),
-            (table.seen_turn, 0),
             (table.place, NOBODY),
             (table.group, group),
         ):

@@ -24,11 +24,11 @@ class Table(NamedTuple):
     turn: Any  # [experts] int, number of its last use
     step: Any  # [experts] int, pass of its last use, -1 before it
     weight: Any  # [experts] float, what trust adds
-    seen_rank: Any  # [experts] float, as the heap last saw it
-    seen_turn: Any  # [experts] int
     place: Any  # [experts] int, where in its group's heap, -1 if not in memory
     group: Any  # [experts] int
-    heap: Any  # [groups][experts] int
+    heap: Any  # [groups][places] int, the expert there
+    seen_rank: Any  # [groups][places] float, its rank when the heap last looked; here, so that reads are near
+    seen_turn: Any  # [groups][places] int
     size: Any  # [groups] int
     counts: Any  # [2] int: uses so far; state of the random generator
     floor: Any  # [1] float: rank of the last that left
@@ -72,11 +72,9 @@ def lowest(table: Table, group: int) -> int:
 def look(table: Table, group: int, place: int) -> bool:
     """Bring the expert at a place up to date, and tell whether it has sunk: then another stands there."""
     expert = table.heap[group][place]
-    if table.seen_turn[expert] == table.turn[expert]:
+    if table.seen_turn[group][place] == table.turn[expert]:
         return False
-    table.seen_rank[expert] = table.rank[expert]
-    table.seen_turn[expert] = table.turn[expert]
-    sink(table, group, place)
+    sink(table, group, place, expert)
     return True
 
 
@@ -97,70 +95,57 @@ def fullest(table: Table, coming: int, tried: Any) -> int:
 def enter(table: Table, expert: int) -> None:
     """Put an expert into its group's heap."""
     group = table.group[expert]
-    table.seen_rank[expert] = table.rank[expert]
-    table.seen_turn[expert] = table.turn[expert]
-    at = table.size[group]
     table.size[group] += 1
-    table.heap[group][at] = expert
-    table.place[expert] = at
-    rise(table, group, at)
+    rise(table, group, table.size[group] - 1, expert, table.rank[expert], table.turn[expert])
 
 
 def remove(table: Table, expert: int) -> None:
-    """Take an expert out of its group's heap."""
+    """Take an expert out of its group's heap; the last one takes its place, brought up to date."""
     group, at = table.group[expert], table.place[expert]
-    heap = table.heap[group]
     table.size[group] -= 1
-    last = heap[table.size[group]]
+    end = table.size[group]
     table.place[expert] = NOBODY
-    if last != expert:
-        heap[at] = last
-        table.place[last] = at
-        rise(table, group, at)
-        sink(table, group, table.place[last])
+    if at != end:
+        last = table.heap[group][end]
+        rise(table, group, at, last, table.seen_rank[group][end], table.seen_turn[group][end])
+        sink(table, group, table.place[last], last)
 
 
-def rise(table: Table, group: int, at: int) -> None:
-    """Move the expert at a place towards the top until its parent goes before it."""
-    heap = table.heap[group]
-    expert = heap[at]
+def rise(table: Table, group: int, at: int, expert: int, rank: float, turn: int) -> None:
+    """Put an expert, seen at this rank and turn, at a place or nearer to the top: where its parent goes before it."""
+    heap, ranks, turns = table.heap[group], table.seen_rank[group], table.seen_turn[group]
     while at > 0:
         parent = (at - 1) // 2
-        if goes_before(table, heap[parent], expert):
+        if ranks[parent] < rank or (ranks[parent] == rank and turns[parent] < turn):
             break
-        heap[at] = heap[parent]
+        heap[at], ranks[at], turns[at] = heap[parent], ranks[parent], turns[parent]
         table.place[heap[at]] = at
         at = parent
-    heap[at] = expert
+    heap[at], ranks[at], turns[at] = expert, rank, turn
     table.place[expert] = at
 
 
-def sink(table: Table, group: int, at: int) -> None:
-    """Move the expert at a place away from the top until it goes before its children."""
-    heap, size = table.heap[group], table.size[group]
-    expert = heap[at]
+def sink(table: Table, group: int, at: int, expert: int) -> None:
+    """Put an expert, as it ranks now, at a place or farther from the top: where it goes before its children."""
+    heap, ranks, turns, size = table.heap[group], table.seen_rank[group], table.seen_turn[group], table.size[group]
+    rank, turn = table.rank[expert], table.turn[expert]
     while True:
         child = 2 * at + 1
         if child >= size:
             break
-        if child + 1 < size and goes_before(table, heap[child + 1], heap[child]):
-            child += 1
-        if goes_before(table, expert, heap[child]):
+        other = child + 1
+        if other < size and (
+            ranks[other] < ranks[child] or (ranks[other] == ranks[child] and turns[other] < turns[child])
+        ):
+            child = other
+        if rank < ranks[child] or (rank == ranks[child] and turn < turns[child]):
             break
-        heap[at] = heap[child]
+        heap[at], ranks[at], turns[at] = heap[child], ranks[child], turns[child]
         table.place[heap[at]] = at
         at = child
-    heap[at] = expert
+    heap[at], ranks[at], turns[at] = expert, rank, turn
     table.place[expert] = at
 
 
-def goes_before(table: Table, one: int, other: int) -> bool:
-    """Whether one leaves before the other, as the heap last saw them."""
-    ranks, turns = table.seen_rank, table.seen_turn
-    if ranks[one] != ranks[other]:
-        return bool(ranks[one] < ranks[other])
-    return bool(turns[one] < turns[other])
-
-
-COMPILABLE = (rank, goes_before, sink, rise, look, remove, enter, fullest, lowest, leave, use)
+COMPILABLE = (rank, sink, rise, look, remove, enter, fullest, lowest, leave, use)
 """Every function that `use`, `leave`, `lowest` and `fullest` call, the called before the callers."""

@@ -19,9 +19,11 @@ Memory is the peak of anonymous memory (RssAnon), polled while a contender opens
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -53,12 +55,21 @@ class Bench:
     path: Path
     threads: int = 2
     rounds: int = 5
-    cold_rounds: int = 3  # where a pass may wait for the disk
+    limit_s: float = 30.0  # for the rounds of one task; then no further round begins
+    settling: int = 12  # passes of the prompt's length before anything is timed: experts that stay get packed
     steps: int = 12
     prompt_tokens: int = 256
     caps: tuple[str, ...] = CAPS
     shares: tuple[int, ...] = (10, 25, 50, 100)  # per cent of the experts that are in memory, beside 16 of them
     console: Console = field(default_factory=lambda: Console(width=None if sys.stdout.isatty() else 120))
+
+    def seeds(self) -> Iterator[int]:
+        """One number a round: 0, in which all warm up and memory is watched, and at least one that is timed."""
+        began = time.perf_counter()
+        for seed in range(self.rounds + 1):
+            if seed > 1 and time.perf_counter() - began > self.limit_s:
+                return
+            yield seed
 
     @property
     def files(self) -> list[Path]:
@@ -94,8 +105,10 @@ class Row:
         if self.implementation is not None:
             contender.implement(self.implementation)
         took = contender.run(seed=seed, watch=watch, **work)
+        rate = work["passes"] * work["tokens"] / sum(took.seconds)
+        click.echo(f"{self.name}, {task} {seed}: {rate:,.2f} tok/s{', not counted' if watch else ''}", err=True)
         if not watch:
-            self.rates.setdefault(task, []).append(work["passes"] * work["tokens"] / sum(took.seconds))
+            self.rates.setdefault(task, []).append(rate)
 
     def cells(self, task: str, base: Row) -> tuple[str, str]:
         """The median rate and the median of the ratios to another row, pair by pair."""
@@ -116,13 +129,16 @@ def warm(bench: Bench) -> None:
         for name, experts in bench.budgets(total).items():
             contender = stack.enter_context(Contender(bench.threads))
             contender.open(bench.path, kind="segmoe", experts=experts)
+            contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens)
             turns.append((Row(f"segmoe, {name}"), contender))
         for task in reversed(bench.tasks):  # prefill first: it fills a cache that holds all
-            for seed in range(bench.rounds + 1):
+            for seed in bench.seeds():
                 for row, contender in turns:
                     row.take_turn(contender, task, seed, watch=not seed, **bench.tasks[task])
         base = turns[0][0]
-        table = Table("contender", "opened", "peak memory", *(cell for task in bench.tasks for cell in (task, "ratio")))
+        counts = {task: len(base.rates[task]) for task in bench.tasks}
+        columns = (cell for task, count in counts.items() for cell in (f"{task} ({count} rounds)", "ratio"))
+        table = Table("contender", "opened", "peak memory", *columns)
         for row, contender in turns:
             rates = (cell for task in bench.tasks for cell in row.cells(task, base))
             table.add_row(row.name, f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes), *rates)
@@ -149,8 +165,10 @@ def cold(bench: Bench) -> None:
         with Contender(bench.threads) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
             for task, work in bench.tasks.items():
-                seeds = range(bench.cold_rounds + 1)
-                turns = [contender.run(seed=seed, cold=True, **work) for seed in seeds]
+                turns = []
+                for seed in bench.seeds():
+                    turns.append(contender.run(seed=seed, cold=True, **work))
+                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turns[-1].seconds):.2f} s", err=True)
                 taken.setdefault((name, task), []).extend(turns[1:])
         disk.append(read_rate(bench.files))
     table = Table("contender", "task", "tok/s", "of the bound", "missed experts a pass")
@@ -209,7 +227,7 @@ def _attempt(bench: Bench, cap_bytes: int, name: str, settings: dict[str, Any]) 
         with hard_cap(cap_bytes) as cap, Contender(bench.threads, cap) as contender:
             contender.open(bench.path, **settings)
             for task, work in bench.tasks.items():
-                for seed in range(bench.cold_rounds + 1):
+                for seed in bench.seeds():
                     row.take_turn(contender, task, seed, watch=not seed, **work)
     except DiedError as died:
         return str(died)
@@ -225,15 +243,23 @@ PARTS: dict[str, Callable[[Bench], None]] = {"warm": warm, "cold": cold, "capped
 @click.option("--cap", "caps", multiple=True, default=CAPS, show_default=True, help="Hard caps on memory.")
 @click.option("--threads", default=2, show_default=True, help="Threads of each contender.")
 @click.option("--rounds", default=5, show_default=True, help="Timed turns of each contender.")
+@click.option("--limit", default=30.0, show_default=True, help="Seconds after which a task gets no further round.")
 @click.option("--layers", default=wide.LAYERS, show_default=True, help="Layers of a checkpoint that is not there yet.")
 @click.option("--smoke", is_flag=True, help="A tiny checkpoint and one round: does it work?")
 def main(
-    folder: Path, parts: tuple[str, ...], caps: tuple[str, ...], threads: int, rounds: int, layers: int, smoke: bool
+    folder: Path,
+    parts: tuple[str, ...],
+    caps: tuple[str, ...],
+    threads: int,
+    rounds: int,
+    limit: float,
+    layers: int,
+    smoke: bool,
 ) -> None:
     """Compare segmoe with stock transformers and with accelerate's offload to disk."""
     wide.write(folder, wide.small() if smoke else wide.config(layers))
     short: dict[str, Any] = (
-        {"rounds": 1, "cold_rounds": 1, "steps": 3, "prompt_tokens": 16, "shares": ()} if smoke else {"rounds": rounds}
+        {"rounds": 1, "steps": 3, "prompt_tokens": 16, "shares": ()} if smoke else {"rounds": rounds, "limit_s": limit}
     )
     bench = Bench(path=folder, threads=threads, caps=caps, **short)
     for part in parts or PARTS:
@@ -244,4 +270,5 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no worker, cgroup or copy behind
     main()

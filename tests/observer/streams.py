@@ -31,15 +31,18 @@ def picks(rng: np.random.Generator, tokens: int, *, layer: int = 0, experts: int
         c_norm=rng.gamma(2.0, 1.0, (tokens, k)),
         impact=rng.gamma(1.0, 0.01, (tokens, k)),
         window=np.arange(tokens, dtype=np.intp) // 32,
+        text=np.zeros(tokens, dtype=np.intp),
+        before=np.array([rng.permutation(experts)[:k] for _ in range(tokens)], dtype=np.intp).reshape(tokens, k),
     )
 
 
 def joined(texts: Sequence[Picks]) -> Picks:
     """Several texts of one layer in one object."""
-    windows, before = [], 0
+    windows, ended = [], 0
     for text in texts:
-        windows.append(text.window + before)
-        before += int(text.window[-1]) + 1 if len(text.window) else 0
+        windows.append(text.window + ended)
+        ended += int(text.window[-1]) + 1 if len(text.window) else 0
+    before = [text.before for text in texts if text.before is not None]
     return Picks(
         layer=texts[0].layer,
         ids=np.concatenate([text.ids for text in texts]),
@@ -47,6 +50,8 @@ def joined(texts: Sequence[Picks]) -> Picks:
         c_norm=np.concatenate([text.c_norm for text in texts]),
         impact=np.concatenate([text.impact for text in texts]),
         window=np.concatenate(windows),
+        text=np.concatenate([np.full(len(text.ids), number, np.intp) for number, text in enumerate(texts)]),
+        before=np.concatenate(before) if len(before) == len(texts) else None,
     )
 
 

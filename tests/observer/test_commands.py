@@ -47,7 +47,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[JobConfig]:
 
     def run_job(config: JobConfig, progress: JobProgress) -> JobResult:
         seen.append(config)
-        return JobResult("x", "done", 0)
+        return JobResult("x", "done", 1, 0)
 
     monkeypatch.setattr(job, "run_job", run_job)
     return seen
@@ -91,15 +91,15 @@ def test_json_is_an_object_a_line_and_failures_are_one_too(tmp_path: Path) -> No
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.exit_code == 0 and [line["event"] for line in lines] == ["launch", "progress", "done"]
     assert lines[0]["run"] == "it" and lines[0]["config"]["limit"] == 2 and not lines[0]["goes_on"]
-    assert lines[1]["texts"] == 2 and lines[1]["tokens"] == 32
-    assert lines[2] == {"event": "done", "run": "it", "status": "done", "events_dropped": 0}
+    assert lines[1]["texts"] == lines[1]["texts_planned"] == 2
+    assert lines[2] == {"event": "done", "run": "it", "status": "done", "tokens": 32, "dropped": 0}
     failed = observer(*arguments, "--batch", 3)
     error = json.loads(failed.stdout)["error"]
     assert failed.exit_code == 1 and error["kind"] == "RunDiffers" and "batch was 8 and is 3 now" in error["message"]
 
 
 def test_done_with_events_that_were_lost_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "run_job", lambda config, progress: JobResult("x", "done", 5))
+    monkeypatch.setattr(job, "run_job", lambda config, progress: JobResult("x", "done", 1, 5))
     assert observer("run", "--json").exit_code == 3
 
 
@@ -214,3 +214,40 @@ def test_no_time_left_ends_the_job_and_the_same_command_goes_on(tmp_path: Path) 
     assert ask(tmp_path / "r.db", "SELECT status, sequences FROM v_run") == [("done", 0)]
     assert observer(*arguments).exit_code == 0
     assert ask(tmp_path / "r.db", "SELECT status, sequences FROM v_run") == [("done", 2)]
+
+
+def test_a_run_whose_state_was_dropped_cannot_go_on_and_keeps_what_it_has(tmp_path: Path) -> None:
+    arguments = ("run", "--db", tmp_path / "r.db", "--run", "it", *QUICK)
+    assert observer(*arguments).exit_code == 0
+    assert observer("db", "prune", "--db", tmp_path / "r.db", "--run", "it", "--drop", "state").exit_code == 0
+    refused = observer(*arguments)
+    assert refused.exit_code == 1 and "holds no state of this run to go on from" in refused.stderr
+    assert ask(tmp_path / "r.db", "SELECT status, sequences, attempts FROM v_run") == [("done", 2, 1)]
+    assert ask(tmp_path / "r.db", "SELECT COUNT(*) FROM v_window") == [(1,)]
+
+
+def test_a_job_whose_run_another_process_works_on_is_refused(tmp_path: Path) -> None:
+    db = tmp_path / "r.db"
+    arguments = ("run", "--db", db, "--run", "one", *QUICK)
+    assert observer(*arguments).exit_code == 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(db)], stdout=subprocess.PIPE, env=environment)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        refused = observer(*arguments)
+        assert refused.exit_code == 1 and "run 'one' is going on in another process" in refused.stderr
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert ask(db, "SELECT status, attempts FROM v_run") == [("done", 1)]
+
+
+def test_a_reader_that_stays_does_not_stop_a_writer(tmp_path: Path) -> None:
+    db = tmp_path / "r.db"
+    write_run(db, "before", 1)
+    with closing(sqlite3.connect(db, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT COUNT(*) FROM v_run").fetchone() == (1,)
+        write_run(db, "after", 6)
+        assert reader.execute("SELECT COUNT(*) FROM v_run").fetchone() == (1,)
+    assert ask(db, "SELECT COUNT(*) FROM v_run") == [(2,)]

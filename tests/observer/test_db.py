@@ -425,3 +425,34 @@ def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path, transactions:
     assert ask(db, "SELECT COUNT(*) FROM v_expert_trust") == [(len(EXPERT_BYTES) * (len(CONTEXTS) + 1),)]
     write_run(db, "after the crash", 1)
     assert ask(db, "SELECT status FROM v_run ORDER BY run_id") == [("started",), ("done",)]
+
+
+def at_revision(db: Path, revision: str) -> None:
+    """Make a record as an earlier version left it."""
+    from alembic import command
+
+    engine = session.engine_for(db, foreign_keys=False)
+    with engine.begin() as connection:
+        config = session._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+def test_a_record_of_the_first_version_is_upgraded_and_keeps_its_rows(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    at_revision(db, "0001")
+    with closing(sqlite3.connect(db)) as connection, connection:
+        for table in ("run", "sequence", "score_window", "expert", "expert_trust"):
+            columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+            row = {name: 7 if kind == "INTEGER" else 0.5 if kind == "REAL" else "x" for _, name, kind, *_ in columns}
+            row |= {"run_id": 1} | ({"first_step": 3} if table == "score_window" else {})
+            names = ", ".join(row)
+            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", (*row.values(),))
+    before = {view: ask(db, f"SELECT * FROM {view}") for view in ("v_run", "v_sequence", "v_window", "v_expert_trust")}
+    open_db(db).dispose()
+    for view, rows in before.items():
+        assert [row[: len(rows[0])] for row in ask(db, f"SELECT * FROM {view}")] == rows, view
+    assert ask(db, "SELECT passes, verdict, attempts FROM v_run") == [(5, "{}", 1)]
+    assert ask(db, "SELECT passes, last_window FROM v_window") == [(5, 7)]
+    assert ask(db, "PRAGMA foreign_key_check") == []

@@ -100,7 +100,7 @@ def test_all_contexts_together_are_the_sum_of_each() -> None:
 
 
 def test_a_block_goes_on_over_texts_of_its_context() -> None:
-    run = batches(5, 4, texts=3, longest=60)
+    run = batches(5, 14, texts=3, longest=60)
     tokens = dict.fromkeys(CONTEXTS, 0)
     for batch in run:
         step = batch.events[-1]
@@ -108,8 +108,8 @@ def test_a_block_goes_on_over_texts_of_its_context() -> None:
         for row, text in enumerate(batch.texts):
             tokens[text.context] += int(((step.sequence == row) & (step.position >= 0)).sum())
     for table in observed(run).tables(final=True)[:-1]:
-        full, rest = divmod(tokens[table.context], 128)
-        assert (table.scores.blocks == full + (rest >= 64)).all()
+        full, rest = divmod(tokens[table.context], 256)
+        assert (table.scores.blocks == full + (rest >= 128)).all()
 
 
 def test_an_expert_with_a_larger_effect_ranks_higher_in_every_context() -> None:

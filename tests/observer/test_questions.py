@@ -3,6 +3,7 @@
 import csv
 import io
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def duck(record: Path) -> duckdb.DuckDBPyConnection:
+def duck(record: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """The record's views in DuckDB, which gets rows and never sees the file."""
     connection = duckdb.connect(":memory:")
     types = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
@@ -87,7 +88,8 @@ def duck(record: Path) -> duckdb.DuckDBPyConnection:
             rows = source.execute(f"SELECT * FROM {view}").fetchall()
             if rows:
                 connection.executemany(f"INSERT INTO {view} VALUES ({', '.join('?' * len(columns))})", rows)
-    return connection
+    yield connection
+    connection.close()
 
 
 def test_there_are_thirteen_questions() -> None:

@@ -1,14 +1,36 @@
 """Every estimator, five ways: batch formula, one by one, merged, interrupted, and fed with nasty input."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from observer.stats import ESTIMATORS, Array, Blocks, Estimator, Magnitude, Picks, Usage, Windows, layer_load
+from observer import stats
+from observer.stats import (
+    Array,
+    Blocks,
+    Coactivation,
+    Estimator,
+    Magnitude,
+    Picks,
+    Texts,
+    Transitions,
+    Usage,
+    Windows,
+    layer_load,
+    load_saturation,
+    router_saturation,
+    specialization,
+)
 from observer.stats.moments import Moments
 from tests.observer.streams import EXPERTS, joined, picks
 
+ESTIMATORS = sorted(
+    (kind for kind in vars(stats).values() if isinstance(kind, type) and issubclass(kind, Estimator)),
+    key=lambda kind: kind.__name__,
+)
+ESTIMATORS.remove(Estimator)
 SHAPE = {"layers": 2, "experts": EXPERTS}
 every_estimator = pytest.mark.parametrize("kind", ESTIMATORS, ids=lambda kind: kind.__name__)
 
@@ -46,9 +68,9 @@ def batch_magnitude(data: Picks, expert: int) -> tuple[float, ...]:
 
 
 def batch_blocks(data: Picks, expert: int) -> tuple[float, ...]:
-    per_token = np.where(data.ids == expert, data.impact, 0).sum(axis=1)
-    full = len(per_token) // 128
-    s = per_token[: full * 128].reshape(full, 128).mean(axis=1)
+    per_token = np.where(data.ids == expert, data.impact**1.5, 0).sum(axis=1)
+    full = len(per_token) // 256
+    s = per_token[: full * 256].reshape(full, 256).mean(axis=1)
     return full, s.mean(), ((s - s.mean()) ** 2).sum()
 
 
@@ -62,7 +84,39 @@ def batch_windows(data: Picks, expert: int) -> tuple[float, ...]:
     return len(values), np.std(values) / np.mean(values)
 
 
-FORMULAS: dict[type[Estimator], Callable[[Picks, int], tuple[float, ...]]] = {
+def batch_texts(data: Picks, expert: int) -> tuple[float, ...]:
+    assert data.text is not None
+    loads = [float((data.ids[data.text == text] == expert).mean()) for text in range(int(data.text[-1]) + 1)]
+    return len(loads), np.mean(loads), np.var(loads, ddof=1) / len(loads)
+
+
+def batch_coactivation(data: Picks, expert: int) -> tuple[float | Array, ...]:
+    """Row of one expert, each pair counted token by token."""
+    counts = np.zeros((EXPERTS, EXPERTS))
+    for token in data.ids.tolist():
+        for i in token:
+            for j in token:
+                counts[i, j] += i != j
+    uses = [sum(expert in token for token in data.ids.tolist()) for expert in range(EXPERTS)]
+    above = [(i, j) for i in range(EXPERTS) for j in range(i)]
+    whole = sum(counts[i, j] for i, j in above) / sum(uses[i] * uses[j] for i, j in above)
+    lift = [counts[expert, j] / (whole * uses[expert] * uses[j]) for j in range(EXPERTS)]
+    return counts[expert], np.array(lift)
+
+
+def batch_transitions(data: Picks, expert: int) -> tuple[float | Array, ...]:
+    assert data.before is not None
+    tokens = list(zip(data.before.tolist(), data.ids.tolist(), strict=True))
+    counts = np.array([sum(expert in before and j in now for before, now in tokens) for j in range(EXPERTS)], float)
+    given = sum(expert in before for before, _ in tokens)
+    chance = np.array([sum(j in now for _, now in tokens) for j in range(EXPERTS)]) / len(tokens)
+    return counts, counts / given, counts / given / chance
+
+
+FORMULAS: dict[type[Estimator], Callable[[Picks, int], tuple[float | Array, ...]]] = {
+    Texts: batch_texts,
+    Coactivation: batch_coactivation,
+    Transitions: batch_transitions,
     Usage: batch_usage,
     Magnitude: batch_magnitude,
     Blocks: batch_blocks,
@@ -76,7 +130,8 @@ def test_an_estimator_equals_the_batch_formula(kind: type[Estimator]) -> None:
     figures = fed(kind, [data]).get()
     for expert in range(EXPERTS):
         for array, wanted in zip(figures, FORMULAS[kind](data, expert), strict=True):
-            assert np.broadcast_to(array, (2, EXPERTS))[1, expert] == pytest.approx(wanted, rel=1e-10)
+            own = array if array.shape[1] == EXPERTS else np.broadcast_to(array, (2, EXPERTS))
+            np.testing.assert_allclose(own[1, expert], wanted, rtol=1e-10, atol=1e-15)
             assert not array[0].any()  # the other layer has seen nothing
 
 
@@ -88,7 +143,7 @@ def test_texts_one_by_one_give_what_they_give_in_batches(kind: type[Estimator]) 
 
 @every_estimator
 def test_merging_equals_observing_everything(kind: type[Estimator]) -> None:
-    parts = texts(3, [64, 192, 100, 28, 128, 256])
+    parts = texts(3, [64, 192, 200, 56, 256, 300])
     both = fed(kind, parts[:4])  # ends at the border of a block
     both.merge(fed(kind, parts[4:]))
     equal(both, fed(kind, parts))
@@ -146,13 +201,13 @@ def test_spread_of_values_near_1e8_is_kept() -> None:
     assert total.m2[0] / 4000 == pytest.approx(values.var(), rel=1e-6)
 
 
-def test_a_rest_of_64_tokens_counts_at_the_end_and_63_do_not() -> None:
-    for tokens, blocks in [(63, 0), (64, 1), (128, 1), (191, 1), (192, 2)]:
+def test_a_rest_of_half_a_block_counts_at_the_end_and_less_does_not() -> None:
+    for tokens, blocks in [(127, 0), (128, 1), (256, 1), (383, 1), (384, 2)]:
         estimator = Blocks.zeros(**SHAPE)
         estimator.update(picks(np.random.default_rng(8), tokens))
         assert estimator.closed().get().blocks[0, 0] == blocks
-        assert estimator.closed(rest_counts=False).get().blocks[0, 0] == tokens // 128
-        assert estimator.get().blocks[0, 0] == tokens // 128  # closing changes a copy
+        assert estimator.closed(rest_counts=False).get().blocks[0, 0] == tokens // 256
+        assert estimator.get().blocks[0, 0] == tokens // 256  # closing changes a copy
 
 
 def test_three_uses_in_a_window_say_nothing() -> None:
@@ -174,3 +229,68 @@ def test_entropy_is_that_of_scipy() -> None:
     load = layer_load(uses)
     np.testing.assert_allclose(load.entropy, entropy(uses, axis=1))
     assert (load.used + load.dead == 16).all()
+
+
+def test_gini_is_half_the_relative_mean_difference() -> None:
+    uses = np.random.default_rng(9).integers(0, 50, (3, 16)).astype(float)
+    for row, found in zip(uses, layer_load(uses).gini, strict=True):
+        assert found == pytest.approx(np.abs(row[:, None] - row).mean() / row.mean() / 2)
+
+
+def test_picks_by_chance_have_a_lift_of_one_within_and_across_layers() -> None:
+    data = joined(texts(10, [4000, 4000]))
+    together, after = fed(Coactivation, [data]).get(), fed(Transitions, [data]).get()
+    assert isinstance(together, tuple) and isinstance(after, tuple)
+    off = ~np.eye(EXPERTS, dtype=bool)
+    assert np.abs(together[1][1][off] - 1).max() < 0.12 and np.abs(after[2][1] - 1).max() < 0.08
+
+
+def test_without_the_layer_before_there_are_no_transitions() -> None:
+    estimator = Transitions.zeros(**SHAPE)
+    estimator.update(replace(texts(11, [50])[0], before=None))
+    assert not estimator.get()[0].any()
+
+
+def loads_of(rng: np.random.Generator, labels: Array, rates: Array) -> Texts:
+    """Texts of 40 tokens; each text has its own taste, so that its tokens are alike."""
+    estimator = Texts.zeros(1, rates.shape[1])
+    for label in labels:
+        taste = rng.dirichlet(30 * rates[int(label)])
+        ids = rng.choice(rates.shape[1], size=(40, 1), p=taste).astype(np.intp)
+        one = np.ones((40, 1))
+        estimator.update(
+            Picks(layer=0, ids=ids, weights=one, c_norm=one, impact=one, window=np.arange(40, dtype=np.intp) // 32)
+        )
+    return estimator
+
+
+def test_contexts_that_do_not_differ_show_what_chance_gives_and_no_specialist() -> None:
+    """The baseline against permutation: contexts are labels without meaning here."""
+    rng = np.random.default_rng(12)
+    rates = rng.dirichlet(np.full(16, 4.0))[None]
+    found = [
+        specialization([loads_of(rng, np.zeros(30), rates).get() for _ in range(3)])  # type: ignore[misc]
+        for _ in range(40)
+    ]
+    bits, chance = (np.mean([getattr(f, name)[0] for f in found]) for name in ("bits", "chance_bits"))
+    assert 0.85 < bits / chance < 1.15
+    assert np.mean([f.specialists[0] for f in found]) < 0.1
+
+
+def test_experts_that_serve_one_context_are_specialists_far_above_chance() -> None:
+    rng = np.random.default_rng(13)
+    rates = np.array([[8, 1, 1, 4.0], [1, 8, 1, 4], [1, 1, 8, 4]]) / 14
+    found = specialization([loads_of(rng, np.full(40, label), rates).get() for label in range(3)])  # type: ignore[misc]
+    assert found.bits[0] > 10 * found.chance_bits[0]
+    assert (found.specialists[0], found.generalists[0]) == (3, 1)
+    assert np.argmax(found.share[:, 0, :3], axis=0).tolist() == [0, 1, 2]
+
+
+def test_saturation_rises_to_one_and_the_routers_agree_by_chance_if_they_pick_by_chance() -> None:
+    rng = np.random.default_rng(14)
+    uses = np.stack([rng.multinomial(500, rng.dirichlet(np.full(8, 5.0)), size=2) for _ in range(30)]).astype(float)
+    found = load_saturation(uses)
+    assert (found[-1] == 1).all() and (found[0] < 0.95).all() and (found[20:] > 0.95).all()
+    picked = [np.array([rng.permutation(32)[:4] for _ in range(4000)]) for _ in range(2)]
+    assert router_saturation(*picked) == pytest.approx(4 / 32, abs=0.01)
+    assert router_saturation(picked[0], picked[0]) == 1

@@ -11,7 +11,7 @@ from observer.grid import grids
 from observer.ledger import Ledger
 from observer.stats.blocks import BlockFigures
 from observer.stats.windows import WindowFigures
-from observer.trust import DEFINITION_VERSION, Trust, convergence, trust
+from observer.trust import DEFINITION_VERSION, Trust, TrustSettings, convergence, trust
 from segmoe.events import ExpertKey
 from tests.observer.streams import EXPERTS, joined, picks
 
@@ -38,7 +38,7 @@ def by_hand(
     rows = []
     for e in range(experts):
         z = math.log(estimates[e]) - sds[e] ** 2 / 2
-        parts = [sigma(z - math.log(x)), *(sigma(z + d * 1.645 * sds[e] - math.log(x)) for d in (-1, 1))]
+        parts = [sigma(z - math.log(x)), *(sigma(z + d * 1.974 * sds[e] - math.log(x)) for d in (-1, 1))]
         p = per_use[e]
         cv = 0.0
         if p:
@@ -46,8 +46,7 @@ def by_hand(
             cv = math.sqrt(sum((q - mean) ** 2 for q in p) / len(p)) / mean
         stable = (len(p) / (1 + cv) + 2 * 0.5) / (len(p) + 2)
         efficient = u[e] / (u[e] + median(u))
-        rest = 0.1 * stable + 0.2 * efficient
-        rows.append((*(0.7 * part + rest for part in parts), parts[0], stable, efficient))
+        rows.append((*parts, parts[0], stable, efficient))
     return rows
 
 
@@ -56,13 +55,13 @@ def test_trust_equals_the_formulas_of_the_design_written_out() -> None:
     keys = [ExpertKey("model", 0, expert) for expert in range(EXPERTS)]
     nbytes = [100 + 40 * expert for expert in range(EXPERTS)]
     grid = grids(dict(zip(keys, nbytes, strict=True)))["model"]
-    data = joined([picks(rng, length) for length in (130, 70, 200, 90, 150, 19)])
+    data = joined([picks(rng, length) for length in (260, 140, 400, 180, 300, 38)])
     ledger = Ledger.zeros(grid)
     ledger.update(data)
-    per_token = np.stack([np.where(data.ids == e, data.impact, 0).sum(axis=1) for e in range(EXPERTS)], axis=1)
-    starts = range(0, len(per_token), 128)
-    s = np.array([per_token[i : i + 128].mean(axis=0) for i in starts if len(per_token[i : i + 128]) >= 64])
-    assert len(s) == 5 and len(per_token) % 128  # the last block is a rest of 64 tokens or more, or was left out
+    per_token = np.stack([np.where(data.ids == e, data.impact**1.5, 0).sum(axis=1) for e in range(EXPERTS)], axis=1)
+    starts = range(0, len(per_token), 256)
+    s = np.array([per_token[i : i + 256].mean(axis=0) for i in starts if len(per_token[i : i + 256]) >= 128])
+    assert len(s) == 5 and len(per_token) % 256  # the last block is a rest of 128 tokens or more, or was left out
     per_use: list[list[float]] = [[] for _ in range(EXPERTS)]
     for window in range(int(data.window[-1]) + 1):
         inside = data.window == window
@@ -76,7 +75,7 @@ def test_trust_equals_the_formulas_of_the_design_written_out() -> None:
     wanted = np.array(by_hand(s, per_use, impact, uses, nbytes))
     found = np.stack([getattr(scores, name)[0] for name in Trust._fields], axis=1)
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    assert DEFINITION_VERSION == 1
+    assert DEFINITION_VERSION == 2
 
 
 def made_up(impact: np.ndarray, blocks: int = 40, seed: int = 2) -> BlockFigures:
@@ -93,7 +92,24 @@ def test_an_expert_with_more_impact_is_trusted_more() -> None:
     assert ((found.low < found.value) & (found.value < found.high)).all()
 
 
-def test_doubling_all_impacts_of_a_layer_leaves_convergence_unchanged() -> None:
+def test_the_median_is_that_of_all_layers_unless_the_settings_say_its_own() -> None:
+    rng = np.random.default_rng(5)
+    evidence = made_up(np.stack([rng.gamma(4, 0.01, 16), rng.gamma(4, 0.001, 16)]))
+    wide, own = convergence(evidence), convergence(evidence, TrustSettings(is_model_wide=False))
+    assert (wide.value[0] > own.value[0]).all() and (wide.value[1] < own.value[1]).all()
+    assert np.median(own.value[0]) == pytest.approx(np.median(own.value[1]), abs=0.02)
+    shift = np.log(wide.value / (1 - wide.value)) - np.log(own.value / (1 - own.value))
+    np.testing.assert_allclose(shift, shift[:, :1].repeat(16, 1))  # the order within a layer is the same
+
+
+def test_a_layer_without_evidence_is_told_by_the_prior_beside_layers_that_have_some() -> None:
+    evidence = made_up(np.stack([np.full(8, 0.01), np.zeros(8)]))
+    nothing = convergence(BlockFigures(np.zeros((1, 1)), np.zeros((1, 8)), np.zeros((1, 8))))
+    for found, wanted in zip(convergence(evidence), nothing, strict=True):
+        np.testing.assert_allclose(found[1], wanted[0])
+
+
+def test_doubling_all_impacts_leaves_convergence_unchanged() -> None:
     evidence = made_up(np.random.default_rng(3).gamma(1, 0.01, (2, 16)))
     doubled = BlockFigures(evidence.blocks, 2 * evidence.mean, 4 * evidence.m2)
     for a, b in zip(convergence(evidence), convergence(doubled), strict=True):

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from observer.collect import Collector
 from observer.db import RunStart, Writer, open_db
-from observer.db.windows import MOST_WINDOWS
 from observer.db.writer import TextLabels, write_validation
-from observer.observation import Observation
+from observer.observation import MOST_WINDOWS, Observation
 from observer.rows import ValidationRow
 from observer.totals import Snapshot
 from tests.observer.details import with_details

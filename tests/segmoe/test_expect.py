@@ -45,7 +45,7 @@ def tape(segments, passes, capacity, slots) -> tuple[list, ExpertCache]:
     cache = ExpertCache(segments, make_policy("lru"), capacity_experts=capacity, slots=slots, emit=note)
     keys = list(segments)
     for step, experts in enumerate(passes):
-        cache.step = step
+        cache.begin(step, 1)
         cache.expect([keys[expert] for expert in experts])
         cache.check_integrity()
         for expert in experts:

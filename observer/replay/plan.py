@@ -1,0 +1,85 @@
+"""The smallest budget that reaches a hit rate, the policy that needs least, and which experts to pin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from observer.errors import ObserverError
+from observer.replay.simulate import Outcome
+from observer.replay.sweep import run_one
+from observer.replay.trace import Trace
+from segmoe.events import ExpertKey
+
+BLOCKS, RESAMPLES = 16, 1000
+ALWAYS = 0.9  # an expert that so many passes use is worth a pin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A policy with the smallest budget that reached the hit rate on the trace."""
+
+    policy: str
+    experts: int
+    nbytes: int  # of so many of the largest experts
+    hit_rate: float
+    low: float  # 90% interval of the hit rate, from resampling blocks of passes
+    high: float
+
+
+def plan(
+    trace: Trace, hit_rate: float, policies: Iterable[str], trust: Mapping[ExpertKey, float] | None = None
+) -> list[Plan]:
+    """For each policy the smallest budget that reaches the hit rate, least memory first.
+
+    Found by halving, as if more memory never hurt; that is proved for LRU and Belady, and nearly so for the others.
+    """
+    first_uses = len(np.unique(trace.expert))
+    best = 1 - first_uses / max(len(trace), 1)
+    if hit_rate > best:
+        raise ObserverError(
+            f"no budget reaches a hit rate of {hit_rate:.3f}: with all experts in memory it is {best:.3f}, since each "
+            "of them is read once; ask for less, or record a longer run"
+        )
+    return sorted((_smallest(trace, hit_rate, policy, trust) for policy in policies), key=lambda found: found.experts)
+
+
+def worth_a_pin(trace: Trace, limit: int = 16) -> list[tuple[ExpertKey, float]]:
+    """Experts that nearly every pass uses, with the share of passes, most used first."""
+    share = np.bincount(trace.expert, minlength=len(trace.keys)) / max(len(trace.tokens), 1)
+    order = np.argsort(-share, kind="stable")[:limit]
+    return [(trace.keys[number], float(share[number])) for number in order if share[number] >= ALWAYS]
+
+
+def _smallest(trace: Trace, hit_rate: float, policy: str, trust: Mapping[ExpertKey, float] | None) -> Plan:
+    low, high = 0, len(trace.keys)  # the first is too small, the last is enough
+    outcome = run_one(trace, policy, high, trust)
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = run_one(trace, policy, middle, trust)
+        if 1 - tried.miss_ratio >= hit_rate:
+            high, outcome = middle, tried
+        else:
+            low = middle
+    interval = hit_rate_interval(trace, outcome)
+    largest = np.sort(trace.nbytes)[::-1]
+    return Plan(
+        policy=policy,
+        experts=high,
+        nbytes=int(largest[:high].sum()),
+        hit_rate=1 - outcome.miss_ratio,
+        low=float(interval[0]),
+        high=float(interval[1]),
+    )
+
+
+def hit_rate_interval(trace: Trace, outcome: Outcome) -> NDArray[np.float64]:
+    """The 90% interval of the hit rate, [2], from resampling blocks of passes."""
+    block = trace.pass_index.astype(np.int64) * BLOCKS // max(len(trace.tokens), 1)
+    hits, count = np.bincount(block, outcome.hit, minlength=BLOCKS), np.bincount(block, minlength=BLOCKS)
+    chosen = np.random.default_rng(0).integers(0, BLOCKS, (RESAMPLES, BLOCKS))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nanpercentile(hits[chosen].sum(1) / count[chosen].sum(1), (5, 95)))

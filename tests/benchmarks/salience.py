@@ -1,0 +1,181 @@
+"""What each dimension of salience responds to, on the embedded model: AUC of changed against unchanged windows.
+
+    python -m tests.benchmarks.salience [--sequences 24]
+
+An observer reads three of the four domains for a while, then sequences of 256 tokens of one of them, the second half of
+which is left as it is or changed. Each sequence starts from the same state of the observer. AUC is the probability that
+a changed window scores higher than the unchanged one at its place: 0.5 is no response, below 0.5 is a lower score.
+Intervals (90%) resample sequences.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import rankdata
+from transformers import AutoTokenizer
+
+import segmoe
+from observer.observation import Observation, TextRef
+from observer.salience import DIMENSIONS
+from segmoe.embedded import CORPUS, MODEL, VALIDATION
+from segmoe.events import Event
+
+TOKENS, CHANGED = 256, 128  # of a sequence; from here on it is changed
+WARM_SEQUENCES = 24  # of each known domain, before
+DOMAINS = ("english", "spanish", "maths", "python")
+NAMES = (*DIMENSIONS, "salience")
+
+
+class Sequences(NamedTuple):
+    """Token ids of a domain, cut into sequences of 256."""
+
+    warm: list[list[int]]
+    test: list[list[int]]
+    cipher: list[list[int]]  # the test texts letter for letter in a language that nobody speaks
+
+
+class Listener:
+    """A model and an observation that listens to it; `scores` reads a sequence."""
+
+    def __init__(self) -> None:
+        manifest = segmoe.load(MODEL).segmoe.manifest
+        sizes = {key: segment.nbytes for key, segment in manifest.experts.items()}
+        self.observation = Observation(sizes, DOMAINS, window_tokens=10**9)
+        self.model = segmoe.load(MODEL, sink=self, capture="contribution")
+        self._texts = 0
+
+    def emit(self, event: Event, /) -> None:
+        self.observation.take(event)
+
+    @property
+    def scorer(self) -> Any:
+        return self.observation.details["model"].scorer
+
+    def scores(self, ids: list[int]) -> np.ndarray:
+        """Five scores and their mean of each 32-token window, [window, 6]."""
+        self.observation.begin([TextRef(self._texts, DOMAINS[0])], evidence=True)
+        self._texts += 1
+        with torch.inference_mode():
+            self.model(input_ids=torch.tensor([ids]), use_cache=False)
+        (rows,) = self.observation.take_salience()
+        return np.stack([getattr(rows, name) for name in NAMES], axis=1)
+
+
+def read_sequences(tokenizer: Any) -> dict[str, Sequences]:
+    """Corpus for reading before, validation texts for what is scored."""
+
+    def cut(texts: list[str]) -> list[list[int]]:
+        ids = [token for text in texts for token in tokenizer(text)["input_ids"]]
+        return [ids[start : start + TOKENS] for start in range(0, len(ids) - TOKENS + 1, TOKENS)]
+
+    corpus, validation = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in (CORPUS, VALIDATION)
+    )
+    result = {}
+    for domain in DOMAINS:
+        held_out = [text["text"] for text in validation if text["context"] == domain]
+        result[domain] = Sequences(
+            cut([text["text"] for text in corpus if text["context"] == domain]),
+            cut(held_out),
+            cut([codecs.encode(text, "rot13") for text in held_out]),
+        )
+    return result
+
+
+def conditions(
+    sequences: dict[str, Sequences], known: str, unseen: str, index: int, rng: np.random.Generator
+) -> dict[str, Callable[[list[int]], list[int]]]:
+    """Name -> how the second half is changed."""
+
+    def of(domain: str) -> list[int]:
+        test = sequences[domain].test
+        return test[index % len(test)][:CHANGED]
+
+    def interleaved(half: list[int]) -> list[int]:
+        other = of(known)
+        return [
+            token for start in range(0, CHANGED, 16) for token in (*half[start : start + 8], *other[start : start + 8])
+        ]
+
+    cipher = sequences["english"].cipher
+    return {
+        "known domain": lambda half: of(known),
+        "unseen domain": lambda half: of(unseen),
+        "unknown language": lambda half: cipher[index % len(cipher)][:CHANGED],
+        "random tokens": lambda half: rng.integers(3, 4096, CHANGED).tolist(),
+        "shuffled": lambda half: rng.permutation(half).tolist(),
+        "repetition": lambda half: half[:8] * (CHANGED // 8),
+        "interleaved": interleaved,
+    }
+
+
+def responses(listener: Listener, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Condition, scores of the unchanged windows and of the changed ones, both [window, 6], of one sequence."""
+    sequences = read_sequences(AutoTokenizer.from_pretrained(MODEL))
+    rng = np.random.default_rng(0)
+    first = listener.scorer.to_state()
+    for number, base in enumerate(DOMAINS):
+        known, unseen = DOMAINS[(number + 1) % 4], DOMAINS[(number + 2) % 4]
+        listener.scorer.restore(first)
+        read = [domain for domain in DOMAINS if domain not in (unseen, base)]
+        for domain in (*read, base):
+            for ids in sequences[domain].warm[:WARM_SEQUENCES]:
+                listener.scores(ids)
+        state = listener.scorer.to_state()
+        for index in range(min(count, len(sequences[base].test))):
+            ids = sequences[base].test[index]
+            windows = slice(CHANGED // 32, None)
+            listener.scorer.restore(state)
+            unchanged = listener.scores(ids)[windows]
+            for name, change in conditions(sequences, known, unseen, index, rng).items():
+                listener.scorer.restore(state)
+                yield name, unchanged, listener.scores(ids[:CHANGED] + change(ids[CHANGED:]))[windows]
+
+
+def auc(unchanged: np.ndarray, changed: np.ndarray) -> float:
+    """Probability that a changed value is larger; ties count half."""
+    ranks = rankdata(np.concatenate((changed, unchanged)))
+    return float((ranks[: len(changed)].sum() - len(changed) * (len(changed) + 1) / 2) / len(changed) / len(unchanged))
+
+
+def with_interval(pairs: list[tuple[np.ndarray, np.ndarray]], column: int, samples: int = 200) -> tuple[float, ...]:
+    """AUC of a dimension over all sequences, and its 90% bootstrap interval."""
+    rng = np.random.default_rng(1)
+
+    def of(chosen: np.ndarray) -> float:
+        return auc(*(np.concatenate([pairs[i][side][:, column] for i in chosen]) for side in (0, 1)))
+
+    drawn = [of(rng.integers(0, len(pairs), len(pairs))) for _ in range(samples)]
+    return (of(np.arange(len(pairs))), *np.percentile(drawn, (5, 95)))
+
+
+@click.command()
+@click.option("--sequences", default=24, show_default=True, help="Sequences of each domain.")
+def main(sequences: int) -> None:
+    """Print AUC by condition and dimension, and how far novelty tells unseen from merely different."""
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for name, unchanged, changed in responses(Listener(), sequences):
+        found.setdefault(name, []).append((unchanged, changed))
+    found["unseen against known domain"] = [
+        (known, unseen) for (_, known), (_, unseen) in zip(found["known domain"], found["unseen domain"], strict=True)
+    ]
+    table = Table("second half", *NAMES)
+    for name, pairs in found.items():
+        cells = (with_interval(pairs, column) for column in range(len(NAMES)))
+        table.add_row(name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in cells))
+    console = Console()
+    console.width = max(console.width, 150)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Advice against counts made by hand from the same events; the record is read only."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from observer.advise import advise, wilson
+from observer.collect import Collector
+from observer.db import Writer, open_db
+from observer.db.writer import TextLabels
+from observer.observation import Observation
+from segmoe.events import ExpertKey, Routed
+from tests.observer.streams import CONTEXTS, EXPERT_BYTES, Batch, batches
+from tests.observer.writing import start_of
+
+
+@pytest.fixture(scope="module")
+def run() -> list[Batch]:
+    """Expert 5 of the first layer does next to nothing; expert 0 there is followed by 1 and 2."""
+    made = batches(4, 260, gain=[3, 3, 3, 3, 3, 0.001])
+    for batch in made:
+        first, second = (event for event in batch.events if isinstance(event, Routed))
+        follows = (first.topk_ids == 0).any(axis=1)
+        second.topk_ids[follows] = [1, 2]
+    return made
+
+
+@pytest.fixture(scope="module")
+def db(run: list[Batch], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("record") / "r.db"
+    engine = open_db(path)
+    labels = [TextLabels(f"t{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
+    writer = Writer(engine, labels)
+    writer.start(start_of("one", len(labels)), EXPERT_BYTES)
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS, window_tokens=800), writer.record)
+    for batch in run:
+        collector.begin(batch.texts, True)
+        for event in batch.events:
+            collector.emit(event)
+    collector.close()
+    writer.finish("done")
+    engine.dispose()
+    return path
+
+
+def picked(run: list[Batch]) -> Counter[ExpertKey]:
+    counts: Counter[ExpertKey] = Counter()
+    for batch in run:
+        for event in batch.events:
+            if isinstance(event, Routed):
+                ids = event.topk_ids[event.position >= 0].ravel().tolist()
+                counts.update(ExpertKey("model", event.layer, expert) for expert in ids)
+    return counts
+
+
+def test_advice_is_what_the_events_say_and_changes_nothing(db: Path, run: list[Batch]) -> None:
+    before = hashlib.sha256(db.read_bytes()).hexdigest()
+    engine = open_db(db, create=False)
+    found = advise(engine, "one")
+    engine.dispose()
+    assert hashlib.sha256(db.read_bytes()).hexdigest() == before
+    counts = picked(run)
+    best = [key for key, _ in counts.most_common(4)]
+    assert set(found.pins) == set(best)  # the budget is 4 experts
+    share = sum(counts[key] for key in best) / counts.total()
+    assert found.pinned_share.value == pytest.approx(share)
+    assert found.pinned_share.low < share < found.pinned_share.high
+    assert found.token_cycle == 4
+    for wanted, experts, met in found.budgets:
+        assert met.value >= wanted - 1e-9
+        assert sum(n for _, n in counts.most_common(experts - 1)) / counts.total() < wanted
+
+
+def test_only_experts_that_do_nothing_anywhere_may_be_dropped(db: Path) -> None:
+    engine = open_db(db, create=False)
+    assert set(advise(engine).drops) == {ExpertKey("model", layer, 5) for layer in (0, 2)}
+    assert advise(engine).dropped_impact < 0.001
+    assert advise(engine, bound=0.0).drops == []
+    engine.dispose()
+
+
+def test_prefetching_follows_what_followed(db: Path) -> None:
+    engine = open_db(db, create=False)
+    first, second, third = advise(engine).prefetch[:3]
+    engine.dispose()
+    assert {first.after, second.after} == {ExpertKey("model", 2, 1), ExpertKey("model", 2, 2)}
+    assert first.before == second.before == ExpertKey("model", 0, 0)
+    assert first.probability.value == second.probability.value == 1.0 and third.probability.value < 0.9
+
+
+def test_wilsons_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    found = [wilson(hits, 40) for hits in rng.binomial(40, 0.2, 4000)]
+    assert np.mean([share.low <= 0.2 <= share.high for share in found]) == pytest.approx(0.9, abs=0.04)

@@ -1,0 +1,170 @@
+"""The five dimensions against their formulas written out token by token, and what each must respond to."""
+
+import math
+
+import numpy as np
+import pytest
+
+from observer.salience import DIMENSIONS, Scorer, Window
+from observer.salience.arousal import arousal
+from observer.salience.calibration import Calibration
+from observer.salience.conflict import conflict
+from observer.salience.novelty import Novelty
+from observer.salience.reward import mean_nll
+from observer.salience.surprise import Surprise
+
+LAYERS, EXPERTS, K = 2, 8, 3
+
+
+def window(rng: np.random.Generator, *, among: list[int] | None = None, tokens: int = 32) -> Window:
+    chosen = list(range(EXPERTS)) if among is None else among
+    ids = np.array([[rng.permutation(chosen)[:K] for _ in range(LAYERS)] for _ in range(tokens)], np.intp)
+    return Window(
+        layers=np.arange(LAYERS),
+        ids=ids,
+        weights=rng.dirichlet(np.ones(K), size=(tokens, LAYERS)),
+        c_norm=rng.uniform(2, 3, (tokens, LAYERS)),
+        sum_c_norm=rng.uniform(0.5, 2, (tokens, LAYERS)),
+        nll=rng.uniform(1, 5, tokens),
+    )
+
+
+def mean_weights(w: Window) -> list[list[float]]:
+    result = [[0.0] * EXPERTS for _ in range(LAYERS)]
+    for token, layers in enumerate(w.ids.tolist()):
+        for layer, experts in enumerate(layers):
+            for place, expert in enumerate(experts):
+                result[layer][expert] += float(w.weights[token, layer, place]) / len(w.ids)
+    return result
+
+
+def test_surprise_is_the_divergence_of_scipy_from_the_running_mean() -> None:
+    from scipy.spatial.distance import jensenshannon
+
+    rng = np.random.default_rng(1)
+    surprise, q, bias = Surprise.zeros(LAYERS, EXPERTS), np.zeros((LAYERS, EXPERTS)), 0.0
+    for number in range(20):
+        w = window(rng)
+        k = np.array(mean_weights(w))
+        if number:
+            wanted = np.mean([jensenshannon(a, b, base=2) ** 2 for a, b in zip(k, q / bias, strict=True)])
+            found = surprise.raw(w)
+            assert found.value == pytest.approx(wanted)
+            assert found.own.mean() == pytest.approx(wanted) and (found.own >= 0).all()
+        surprise.learn(w)
+        q, bias = 0.92 * q + 0.08 * k, 0.92 * bias + 0.08
+
+
+def test_novelty_counts_every_pair_of_every_token() -> None:
+    rng = np.random.default_rng(2)
+    novelty, counts = Novelty.zeros(LAYERS, EXPERTS), dict[tuple[int, int, int], int]()
+    for _ in range(6):
+        w = window(rng)
+        pairs = [
+            (layer, *sorted((experts[i], experts[j])))
+            for token in w.ids.tolist()
+            for layer, experts in enumerate(token)
+            for i in range(K)
+            for j in range(i)
+        ]
+        found = novelty.raw(w)
+        assert found.value == pytest.approx(np.mean([1 / math.sqrt(1 + counts.get(pair, 0)) for pair in pairs]))
+        own = [1 / math.sqrt(1 + counts.get(pair, 0)) for pair in pairs if pair[0] == 1 and 4 in pair[1:]]
+        assert found.own[1, 4] == pytest.approx(np.mean(own))
+        novelty.learn(w)
+        for pair in pairs:
+            counts[pair] = counts.get(pair, 0) + 1
+
+
+def test_arousal_reward_and_conflict_equal_their_formulas() -> None:
+    w = window(np.random.default_rng(3))
+    entropies = [[-sum(p * math.log(p) for p in ps) / math.log(K) for ps in layers] for layers in w.weights.tolist()]
+    assert arousal(w, EXPERTS).value == pytest.approx(np.mean(entropies))
+    cancelled = 1 - w.sum_c_norm / w.c_norm
+    found = conflict(w, EXPERTS)
+    assert found.value == pytest.approx(cancelled.mean())
+    uses = (w.ids[:, 0] == 5).any(axis=1)
+    assert found.own[0, 5] == pytest.approx(cancelled[uses, 0].mean())
+    assert mean_nll(w, EXPERTS).value == pytest.approx(w.nll.mean())
+
+
+def test_the_calibration_is_the_weighted_mean_and_deviation_of_all_it_saw() -> None:
+    values = np.random.default_rng(4).normal(1e8, 1.0, 200)
+    calibration = Calibration.zeros(1)
+    for value in values:
+        calibration.learn(np.array([value]))
+    weights = 0.95 ** np.arange(199, -1, -1)
+    mean = np.average(values, weights=weights)
+    assert calibration.mean[0] == pytest.approx(mean, rel=1e-14)
+    assert calibration.variance[0] == pytest.approx(np.average((values - mean) ** 2, weights=weights), rel=1e-6)
+
+
+def test_what_is_not_known_counts_as_usual() -> None:
+    rng = np.random.default_rng(5)
+    scorer = Scorer(LAYERS, EXPERTS)
+    usual = 1 / (1 + math.e)
+    for _ in range(5):
+        w = window(rng)
+        blind = w._replace(c_norm=np.full_like(w.c_norm, np.nan), nll=np.full_like(w.nll, np.nan))
+        found = dict(zip(DIMENSIONS, scorer.score(blind).scores, strict=True))
+        assert found["reward"] == 0.5 and found["conflict"] == pytest.approx(usual)
+
+
+def test_a_scorer_that_goes_on_from_a_state_scores_as_if_never_interrupted() -> None:
+    rng = np.random.default_rng(6)
+    windows = [window(rng) for _ in range(30)]
+    whole, first, second = Scorer(LAYERS, EXPERTS), Scorer(LAYERS, EXPERTS), Scorer(LAYERS, EXPERTS)
+    wanted = [whole.score(w).scores.tolist() for w in windows]
+    found = [first.score(w).scores.tolist() for w in windows[:13]]
+    second.restore(first.to_state())
+    first.score(windows[0])  # the state is a copy
+    assert found + [second.score(w).scores.tolist() for w in windows[13:]] == wanted
+    assert np.array_equal(second.take_own(), whole.take_own())
+
+
+def test_merging_adds_pair_counts_exactly_and_weighs_the_rest() -> None:
+    rng = np.random.default_rng(7)
+    a, b, both = Scorer(LAYERS, EXPERTS), Scorer(LAYERS, EXPERTS), Scorer(LAYERS, EXPERTS)
+    for number in range(20):
+        w = window(rng)
+        (a if number < 5 else b).score(w)
+        both.score(w)
+    weighed = (5 * a.surprise.routing + 15 * b.surprise.routing) / 20
+    a.merge(b)
+    assert np.array_equal(a.novelty.pairs, both.novelty.pairs)
+    np.testing.assert_allclose(a.surprise.routing, weighed)
+    assert a.calibration.seen.tolist() == [18, 20, 20, 20, 20]  # the first window of each has nothing to differ from
+
+
+def test_a_change_of_experts_is_surprising_each_time_but_novel_only_once() -> None:
+    rng = np.random.default_rng(8)
+    scorer = Scorer(LAYERS, EXPERTS)
+    here, there = [0, 1, 2, 3], [4, 5, 6, 7]
+    for _ in range(40):
+        scorer.score(window(rng, among=here))
+    first = scorer.score(window(rng, among=there))
+    for _ in range(40):
+        scorer.score(window(rng, among=there))
+    for _ in range(40):
+        scorer.score(window(rng, among=here))
+    again = scorer.score(window(rng, among=there))
+    usual = scorer.score(window(rng, among=there)).raw
+    surprise, novelty = DIMENSIONS.index("surprise"), DIMENSIONS.index("novelty")
+    assert min(first.scores[surprise], again.scores[surprise]) > 0.95
+    assert first.scores[novelty] > 0.95
+    assert again.raw[novelty] == pytest.approx(usual[novelty], rel=0.2) and first.raw[novelty] > 5 * again.raw[novelty]
+
+
+def test_an_experts_own_scores_single_it_out() -> None:
+    """One expert appears anew among the others; surprise and novelty are its own."""
+    rng = np.random.default_rng(9)
+    scorer = Scorer(LAYERS, EXPERTS)
+    for _ in range(60):
+        scorer.score(window(rng, among=list(range(7))))
+    scorer.take_own()
+    scorer.score(window(rng))
+    own = scorer.take_own()
+    assert own.shape == (5, LAYERS, EXPERTS) and ((own >= 0) & (own <= 1)).all()
+    for name in ("surprise", "novelty"):
+        assert (own[DIMENSIONS.index(name)].argmax(axis=1) == 7).all()
+    assert not scorer.take_own().any()
