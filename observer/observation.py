@@ -204,8 +204,9 @@ class Observation:
 
     def _routed(self, event: Routed) -> None:
         self._grid(event.component, event.layer)
-        experts = np.unique(event.topk_ids).astype(np.intp)
-        self._asked.append((event.component, event.layer, experts[experts < self.grids[event.component].experts]))
+        experts = self.grids[event.component].experts
+        asked = np.flatnonzero(np.bincount(event.topk_ids.ravel(), minlength=experts)[:experts])
+        self._asked.append((event.component, event.layer, asked))
         if self._evidence:
             self._assemblies[event.component].routed(event)
 

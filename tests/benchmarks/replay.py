@@ -3,7 +3,9 @@
     python -m tests.benchmarks.replay [--accesses 10000000]
 
 Two traces: a Zipf stream over many objects, which libCacheSim is made for, and decode passes of a model of 48 x 128
-experts, top-8. Compilation is not counted. Both sides make the same decisions: their miss counts are compared.
+experts, top-8. Compilation is not counted. Both sides make the same decisions: their miss counts are shown together.
+All policies but the curve share one heap, in which LRU costs as much as any; a list of its own would be faster for LRU
+alone, and a second implementation of what the live cache decides.
 """
 
 from __future__ import annotations

@@ -142,7 +142,11 @@ def responses(listener: Listener, count: int) -> Iterator[tuple[str, np.ndarray,
 
 
 def auc(unchanged: np.ndarray, changed: np.ndarray) -> float:
-    """Probability that a changed value is larger; ties count half."""
+    """Probability that a changed value is larger; ties count half.
+
+    >>> auc(np.array([1.0, 2.0]), np.array([2.0, 3.0]))  # 3 > 1, 3 > 2, 2 > 1, and 2 = 2
+    0.875
+    """
     ranks = rankdata(np.concatenate((changed, unchanged)))
     return float((ranks[: len(changed)].sum() - len(changed) * (len(changed) + 1) / 2) / len(changed) / len(unchanged))
 

@@ -37,9 +37,9 @@ def test_one_flipped_byte_of_one_expert_is_noticed(
         old = stream.read(1)
         stream.seek(-1, 1)
         stream.write(bytes([old[0] ^ 1]))
-    segmented = layerwise.segmented_experts
-    monkeypatch.setattr(layerwise, "segmented_experts", lambda path, **settings: segmented(changed, **settings))
-    verdict = verify_layers(qwen3)
+    stock = layerwise.StockExperts
+    monkeypatch.setattr(layerwise, "StockExperts", lambda folder: stock(qwen3))
+    verdict = verify_layers(changed)
     assert [check.equal for check in verdict.checks] == [True, False, True]
     assert not verdict.equal and "bytes of experts 5" in verdict.checks[1].detail
     assert verdict.experts_equal < verdict.experts == 24
