@@ -57,7 +57,7 @@ def evidence(row: Mapping[str, Any]) -> str:
         return "It was never picked in this context: its trust is the prior's, not evidence."
     return (
         f"It was picked {row['uses']:,} times, in {row['blocks']:,} blocks of evidence. Its part in where the layer's "
-        f"state ends up is {place} that of the layer's median expert (convergence {row['convergence']:.2f}). "
+        f"state ends up is {place} that of the median expert (convergence {row['convergence']:.2f}). "
         f"With 90% probability its trust lies between {row['trust_low']:.2f} and {row['trust_high']:.2f}: "
         f"a {sure} interval."
     )

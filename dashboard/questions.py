@@ -19,9 +19,9 @@ class Question(NamedTuple):
 
 def folder() -> Path:
     """Where the files are: inside the installed package, or beside it in a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    installed = root / "observer" / "_questions"
-    return installed if installed.is_dir() else root / "questions"
+    package = Path(__file__).resolve().parent
+    installed = package / "_questions"
+    return installed if installed.is_dir() else package.parent / "migrations" / "questions"
 
 
 def questions(files: Path) -> dict[str, Question]:

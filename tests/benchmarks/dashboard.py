@@ -84,7 +84,7 @@ def insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> N
 
 def question(name: str) -> str:
     """Return the SQL of a named question."""
-    (path,) = Path(__file__).parents[2].glob(f"questions/*_{name}.sql")
+    (path,) = Path(__file__).parents[2].glob(f"migrations/questions/*_{name}.sql")
     return path.read_text(encoding="utf-8")
 
 
