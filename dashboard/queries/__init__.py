@@ -10,7 +10,7 @@ from dashboard.queries.experts import (
     expert_map_at,
     layers,
     neighbours,
-    residency,
+    residencies,
 )
 from dashboard.queries.quality import gaps, pace, trace, validation
 from dashboard.queries.residency import (
@@ -44,7 +44,7 @@ __all__ = [
     "pace",
     "reasons",
     "regret",
-    "residency",
+    "residencies",
     "residency_by_step",
     "runs",
     "salience_stream",

@@ -19,7 +19,7 @@ def expert_map(mirror: Mirror, run_id: int, context: str) -> pa.Table:
     return ask(mirror, "expert_map", run_id=run_id, context=context)
 
 
-def residency(mirror: Mirror, run_id: int) -> pa.Table:
+def residencies(mirror: Mirror, run_id: int) -> pa.Table:
     """One row per (component, layer, expert): the share of the passes that wanted it and found it in memory."""
     return ask(mirror, "residency", run_id=run_id)
 

@@ -109,7 +109,7 @@ def measure_mirror(path: str, windows: int) -> dict[str, float]:
         "runs": lambda: queries.runs(mirror),
         "hit rate sparklines": lambda: queries.sparklines(mirror),
         "map as it stands": lambda: queries.expert_map(mirror, 1, "*"),
-        "residency over the run": lambda: queries.residency(mirror, 1),
+        "residency over the run": lambda: queries.residencies(mirror, 1),
         "map at a window": lambda: queries.expert_map_at(mirror, 1, chance.randrange(windows)),
         "margins": lambda: queries.layers(mirror, 1, "*"),
         "an expert over all windows": lambda: queries.expert_history(mirror, *key()),

@@ -100,7 +100,7 @@ def test_the_map_of_a_window_is_of_that_window(mirror: Mirror, sql: Sql):
     assert [cell["trust"] for cell in cells] == [row["trust"] for row in there]
     used = [cell for cell in cells if not cell["dead"]]
     assert {cell["residency"] for cell in used} == {0.75}
-    over_all = queries.residency(mirror, 1).to_pylist()
+    over_all = queries.residencies(mirror, 1).to_pylist()
     assert [(row["layer"], row["expert"]) for row in over_all] == [(c["layer"], c["expert"]) for c in cells]
     assert [row["residency"] for row in over_all] == [None if cell["dead"] else 0.75 for cell in cells]
 
