@@ -22,7 +22,7 @@ run: install ## observe the embedded model on the embedded corpus and print the 
 
 test: install ## all tests; the browser tests need Debian's chromium
 	@test -x /usr/bin/chromium || .ci/apt chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: install ## lint, format, types, import rules
 	$(BIN)/ruff check .
