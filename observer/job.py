@@ -25,7 +25,7 @@ from observer.errors import CollectorError, DatabaseError, ObserverError, RunDif
 from observer.heartbeat import beating
 from observer.loop import Loop
 from observer.observation import Observation
-from observer.order import LabelsOf, Order
+from observer.order import LabelsOf, Order, Passages
 from observer.progress import JobProgress
 from observer.runs import list_runs, locked, read_trust
 from observer.settings import JobConfig, Plain, config_hash, differences, versions
@@ -148,7 +148,12 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
     import segmoe
 
     config = job.config
-    writer = Writer(engine, LabelsOf(job.order, keep_text=config.keep_text), most_windows=config.windows)
+    writer = Writer(
+        engine,
+        LabelsOf(job.order, keep_text=config.keep_text),
+        most_windows=config.windows,
+        passage=Passages(job.order, job.tokenizer) if config.keep_text else None,
+    )
     observation = Observation(
         job.expert_bytes,
         (text.context for text in job.texts),

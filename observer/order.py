@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,3 +53,20 @@ class LabelsOf:
     def __getitem__(self, ordinal: int) -> TextLabels:
         text = self._order[ordinal]
         return TextLabels(text.id, text.context, text.text if self._keep_text else "")
+
+
+class Passages:
+    """The words of some tokens of the text with an ordinal; for one thread, with a tokenizer of its own."""
+
+    def __init__(self, order: Order, tokenizer: Any) -> None:
+        self._order, self._tokenizer = order, copy.deepcopy(tokenizer)
+        self._ids: tuple[int, list[int]] = (-1, [])
+
+    def __call__(self, ordinal: int, position: int, tokens: int) -> str:
+        """The words of so many tokens from a position on."""
+        known, ids = self._ids
+        if known != ordinal:
+            ids = self._tokenizer(self._order[ordinal].text)["input_ids"]
+            self._ids = (ordinal, ids)
+        passage: str = self._tokenizer.decode(ids[position : position + tokens])
+        return passage

@@ -57,7 +57,6 @@ class SalienceRows:
     nll_sum: Array  # nats over the predicted tokens
     predicted: Integers
     definition_version: int
-    text: tuple[str, ...] = ()  # one a window, or none at all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,7 @@ class Writer:
         now: Callable[[], str] = utc_now,
         *,
         most_windows: int = MOST_WINDOWS,
+        passage: Callable[[int, int, int], str] | None = None,
     ) -> None:
         self.run_id = 0
         self._engine = engine
@@ -92,6 +93,7 @@ class Writer:
         self._labels = labels
         self._now = now
         self._most_windows = most_windows
+        self._passage = passage  # of ordinal, position and tokens; without one the record holds no text of moments
 
     def start(self, run: RunStart, expert_bytes: Mapping[ExpertKey, int]) -> int:
         """Add the run and its experts; raise RunNameTaken if there is one of this name."""
@@ -184,7 +186,7 @@ class Writer:
         """Add the rows of the tables of detail."""
         run = self.run_id
         for moments in snapshot.salience:
-            _insert(connection, tables.salience, SALIENCE_COLUMNS, _salience(run, moments))
+            _insert(connection, tables.salience, SALIENCE_COLUMNS, _salience(run, moments, self._passage))
         for pairs in snapshot.coactivation:
             connection.exec_driver_sql(
                 "DELETE FROM coactivation WHERE run_id = ? AND component = ?", (run, pairs.component)
@@ -271,10 +273,10 @@ def _expert_window(run_id: int, rows: ExpertWindowRows) -> Any:
     return zip(*fixed, *numbers, *(array.ravel().tolist() for array in arrays), strict=False)
 
 
-def _salience(run_id: int, rows: SalienceRows) -> Any:
+def _salience(run_id: int, rows: SalienceRows, passage: Callable[[int, int, int], str] | None) -> Any:
     arrays = [getattr(rows, name).tolist() for name in SALIENCE_COLUMNS[3:-2]]
-    text = rows.text if rows.text else repeat("")
     ordinal = rows.ordinal.tolist()
+    text = repeat("") if passage is None else map(passage, ordinal, rows.position.tolist(), rows.tokens.tolist())
     return zip(
         repeat(run_id), ordinal, repeat(rows.component), *arrays, repeat(rows.definition_version), text, strict=False
     )

@@ -70,6 +70,21 @@ def test_a_job_ends_with_a_report_and_a_complete_record(done: tuple[Path, Result
     assert ask(db, "SELECT COUNT(*) FROM v_expert") == [(160,)]
 
 
+def test_the_text_of_salient_moments_is_stored_if_asked_for(done: tuple[Path, Result], tmp_path: Path) -> None:
+    """The moments of a text, one after the other, are what of it was scored."""
+    db, _ = done
+    texts = dict(ask(db, "SELECT ordinal, text FROM v_sequence"))
+    moments = ask(db, "SELECT ordinal, text FROM v_salience ORDER BY ordinal, position")
+    assert len(moments) > 12
+    for ordinal, text in texts.items():
+        said = "".join(moment for number, moment in moments if number == ordinal)
+        assert len(said) > 9
+        assert text.startswith(said)
+    other = tmp_path / "other.db"
+    assert observer("run", "--db", other, "--no-verify", "--limit", 2).exit_code == 0
+    assert ask(other, "SELECT DISTINCT text FROM v_salience") == [("",)]
+
+
 def test_the_report_comes_from_the_record_alone(done: tuple[Path, Result]) -> None:
     db, result = done
     again = observer("report", "--db", db, "--run", "first")
