@@ -60,7 +60,7 @@ def replay(
     names = list(policies) or default_policies(trust)
     budgets = list(experts) or default_budgets(trace)
     costs = sweep(trace, names, budgets, bytes_per_s=rate * GIGA, soon_tokens=soon, trust=trust)
-    judged = show.judge(trace, of_run, trust, costs) if regret else []
+    judged = show.judge(trace, of_run, trust, costs, rate * GIGA) if regret else []
     if as_json:
         answer: dict[str, Any] = {"trace": show.describe(trace, of_run), "costs": [asdict(cost) for cost in costs]}
         if regret:

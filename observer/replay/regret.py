@@ -34,6 +34,7 @@ class Group:
     reloaded: int  # came back within the trace
     tokens_median: float  # until they came back, of those that did
     bytes_paid: int  # to read them again
+    milliseconds_paid: float  # for that at the disk's rate
     regretted: float  # share of evictions that Belady would not have needed
     regretted_low: float
     regretted_high: float
@@ -54,7 +55,15 @@ def trust_of(trace: Trace, outcome: Outcome, trust: Mapping[ExpertKey, float]) -
     return np.array([trust.get(key, np.nan) for key in trace.keys])[outcome.evicted]
 
 
-def regret(trace: Trace, outcome: Outcome, by: NDArray[np.float64], *, experts: int, groups: int = 3) -> Regret:
+def regret(
+    trace: Trace,
+    outcome: Outcome,
+    by: NDArray[np.float64],
+    *,
+    experts: int,
+    bytes_per_s: float = 1e9,
+    groups: int = 3,
+) -> Regret:
     """Judge the evictions in groups of equal size by a value of each, such as trust; NaN is left out."""
     kept = belady(trace, experts=experts).hit
     reload = reloads(trace, outcome)
@@ -78,6 +87,7 @@ def regret(trace: Trace, outcome: Outcome, by: NDArray[np.float64], *, experts: 
             reloaded=int(back[mine].sum()),
             tokens_median=float(np.median(waits[mine & back])) if (mine & back).any() else float("nan"),
             bytes_paid=int(paid[mine].sum()),
+            milliseconds_paid=float(paid[mine].sum() / bytes_per_s * 1e3),
             regretted=float(regretted[mine].mean()) if mine.any() else float("nan"),
             regretted_low=float(np.nanpercentile(shares[number], LEVEL[0])),
             regretted_high=float(np.nanpercentile(shares[number], LEVEL[1])),

@@ -42,16 +42,25 @@ def describe(trace: Trace, of_run: RunTrace | None) -> dict[str, Any]:
 
 
 def judge(
-    trace: Trace, of_run: RunTrace | None, trust: Mapping[ExpertKey, float] | None, costs: Sequence[Cost]
+    trace: Trace,
+    of_run: RunTrace | None,
+    trust: Mapping[ExpertKey, float] | None,
+    costs: Sequence[Cost],
+    bytes_per_s: float,
 ) -> list[tuple[str, Regret]]:
     """The evictions of the run's policy and budget (else the default's, at the first budget), by score and by trust."""
     policy, experts = DEFAULT_POLICY, costs[0].experts
     if of_run is not None:
         policy, experts = of_run.run["policy"], of_run.run["budget_experts"]
     outcome = run_one(trace, policy, experts, trust)
-    found = [(f"score of {policy}, {experts} experts", regret(trace, outcome, outcome.score, experts=experts))]
+    found = [
+        (
+            f"score of {policy}, {experts} experts",
+            regret(trace, outcome, outcome.score, experts=experts, bytes_per_s=bytes_per_s),
+        )
+    ]
     if trust:
-        by_trust = regret(trace, outcome, trust_of(trace, outcome, trust), experts=experts)
+        by_trust = regret(trace, outcome, trust_of(trace, outcome, trust), experts=experts, bytes_per_s=bytes_per_s)
         found.append((f"trust, under {policy}, {experts} experts", by_trust))
     return found
 
@@ -111,7 +120,16 @@ def print_regret(judged: list[tuple[str, Regret]]) -> None:
         if not found.groups:
             _console().print(f"No eviction to judge by {by}.")
             continue
-        columns = ("from .. to", "evictions", "came back", "after tokens", "paid", "Belady kept it", "90% interval")
+        columns = (
+            "from .. to",
+            "evictions",
+            "came back",
+            "after tokens",
+            "paid",
+            "ms",
+            "Belady kept it",
+            "90% interval",
+        )
         table = Table(*columns, title=f"Evictions by {by}", title_justify="left")
         for group in found.groups:
             table.add_row(
@@ -120,6 +138,7 @@ def print_regret(judged: list[tuple[str, Regret]]) -> None:
                 f"{group.reloaded / max(group.evictions, 1):.0%}",
                 f"{group.tokens_median:,.0f}",
                 format_bytes(group.bytes_paid),
+                f"{group.milliseconds_paid:,.0f}",
                 f"{group.regretted:.1%}",
                 f"{group.regretted_low:.1%} .. {group.regretted_high:.1%}",
             )
