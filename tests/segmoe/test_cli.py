@@ -72,5 +72,6 @@ def test_events_cost_no_torch() -> None:
 def test_the_public_names_are_these_and_all_of_them_exist() -> None:
     import segmoe
 
-    assert segmoe.__all__ == ["CheckpointError", "ConfigError", "SegmoeError", "Unsupported", "load", "verify"]
+    names = ["CheckpointError", "ConfigError", "SegmoeError", "Unsupported", "attach", "load", "verify"]
+    assert segmoe.__all__ == names
     assert all(callable(getattr(segmoe, name)) for name in segmoe.__all__)
