@@ -114,7 +114,9 @@ class Row:
         """The median rate and the median of the ratios to another row, pair by pair."""
         if task not in self.rates:
             return "-", "-"
-        pairs = [mine / other for mine, other in zip(self.rates[task], base.rates[task], strict=True)]
+        pairs = [
+            mine / other for mine, other in zip(self.rates[task], base.rates[task], strict=False)
+        ]  # a limit may end one side earlier
         return f"{statistics.median(self.rates[task]):,.1f}", f"{statistics.median(pairs):.2f}"
 
 
