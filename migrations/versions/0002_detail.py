@@ -19,7 +19,7 @@ VIEWS = {
     "v_run": """
 -- one observation run; counters over all of its passes, NLL over the texts of the corpus
 SELECT
-  run_id,
+  run_id,             -- what the other views call the run
   name,               -- unique
   status,             -- started, done, cancelled, error
   error,              -- one line; '' if none
@@ -57,7 +57,7 @@ FROM run""",
     "v_sequence": """
 -- one text that was observed to its end
 SELECT
-  run_id,
+  run_id,             -- of v_run
   ordinal,            -- place in the order of observing, from 0
   text_id,            -- of the corpus
   context,            -- label of the corpus
@@ -69,7 +69,7 @@ FROM sequence""",
     "v_window": """
 -- a score window: whole forward passes of one phase, about 4,096 tokens, more in a long run; both ends are in it
 SELECT
-  run_id,
+  run_id,             -- of v_run
   window_index,       -- from 0; of merged windows that of the first
   first_step,         -- forward pass
   last_step,          -- of a long run's merged windows, passes of the other phase may lie between
@@ -91,7 +91,7 @@ FROM score_window""",
     "v_expert": """
 -- the experts of the run's checkpoint; layer and expert count from 0
 SELECT
-  run_id,
+  run_id,             -- of v_run
   component,          -- thinker, talker or model
   layer,              -- from 0
   expert,             -- from 0
@@ -100,7 +100,7 @@ FROM expert""",
     "v_expert_trust": """
 -- trust and plain statistics as they stand; every expert and context has a row, also without uses
 SELECT
-  run_id,
+  run_id,             -- of v_run
   component,          -- thinker, talker or model
   layer,              -- from 0
   expert,             -- from 0
@@ -127,7 +127,7 @@ FROM expert_trust""",
     "v_expert_window": """
 -- one expert in one score window, all contexts together; trust and its parts at its end, the rest of it alone
 SELECT
-  run_id,
+  run_id,             -- of v_run
   window_index,       -- of v_window
   component,          -- thinker, talker or model
   layer,              -- from 0
@@ -161,7 +161,7 @@ FROM expert_window""",
     "v_salience": """
 -- 32 consecutive tokens of a sequence (fewer at its end) and how salient they were
 SELECT
-  run_id,
+  run_id,             -- of v_run
   ordinal,            -- of v_sequence
   component,          -- thinker, talker or model
   position,           -- of its first token in the sequence, from 0
@@ -180,7 +180,7 @@ FROM salience""",
     "v_residency_event": """
 -- one load or eviction of an expert; those of a run's beginning, up to a cap (what is beyond it is in v_gap)
 SELECT
-  run_id,
+  run_id,             -- of v_run
   event_index,        -- from 0, in their order
   step,               -- forward pass
   kind,               -- load or evict
@@ -199,7 +199,7 @@ FROM residency_event""",
     "v_coactivation": """
 -- two experts that one token picked, in one layer or from one layer to the next
 SELECT
-  run_id,
+  run_id,             -- of v_run
   component,          -- thinker, talker or model
   layer,              -- from 0
   expert,             -- from 0
@@ -211,7 +211,7 @@ FROM coactivation""",
     "v_gap": """
 -- what was not recorded
 SELECT
-  run_id,
+  run_id,             -- of v_run
   reason,             -- why
   first_step,         -- forward pass
   last_step,          -- itself included
@@ -220,7 +220,7 @@ FROM gap""",
     "v_validation": """
 -- how well a statistic of the run foretold what removing an expert costs on other texts
 SELECT
-  run_id,
+  run_id,             -- of v_run
   statistic,          -- trust, impact_mean, load and so on
   scope,              -- global, within layer, or a context's name
   rho,                -- Spearman's rank correlation with the cost of removal
@@ -233,7 +233,7 @@ FROM validation""",
     "v_trace": """
 -- one Parquet file of the raw route trace, complete and on disk
 SELECT
-  run_id,
+  run_id,             -- of v_run
   file_index,         -- from 0
   file,               -- name, in the run's trace folder beside the record
   first_step,         -- forward pass
