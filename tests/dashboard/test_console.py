@@ -193,7 +193,10 @@ def test_nothing_hangs(console: Console, house: Path, attempt: str):
     before = contents(house)
     started = time.monotonic()
     answer = console.run(attempt)
-    assert answer.error.startswith(("Stopped after 1 s", "Stopped: it needs more memory", "Out of Memory"))
+    if answer.error:
+        assert answer.error.startswith(("Stopped after 1 s", "Stopped: it needs more memory", "Out of Memory"))
+    else:  # a fast machine may have enough rows to show before the time is up, and needs no more of them
+        assert not answer.is_all
     assert time.monotonic() - started < 20
     assert_well(console, house, before)
 

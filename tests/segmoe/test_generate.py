@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,9 @@ def test_a_folder_without_a_tokenizer_and_an_empty_prompt_are_refused(qwen3: Pat
 
 def test_ctrl_c_ends_with_130_and_the_figures_so_far() -> None:
     command = [sys.executable, "-m", "segmoe", "generate", "--prompt", PROMPT, "--max-new-tokens", "100000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background may ignore it
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(command, **pipes, preexec_fn=heard) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.read(10)
         process.send_signal(signal.SIGINT)
