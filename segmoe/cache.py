@@ -238,13 +238,14 @@ class ExpertCache:
             return
         try:
             read_ns, waited_ns = self._slots.finish(slot)
-        except Exception:
-            self.counters.misses -= 1  # nothing was delivered; the next try counts
-            self._used_bytes -= slot.segment.nbytes
-            self._policy.forget(key)
-            del self._resident[key]
-            self._ahead.pop(key, None)
-            self._slots.release(slot)
+        except BaseException:
+            if slot.has_failed:  # and was not merely waited for by somebody who pressed Ctrl-C
+                self.counters.misses -= 1  # nothing was delivered; the next try counts
+                self._used_bytes -= slot.segment.nbytes
+                self._policy.forget(key)
+                del self._resident[key]
+                self._ahead.pop(key, None)
+                self._slots.release(slot)
             raise
         self.counters.loads += 1
         self.counters.bytes_read += slot.segment.nbytes

@@ -31,7 +31,7 @@ def residency_state(runtime: Runtime) -> Arrays:
 
 
 def restore_residency(runtime: Runtime, state: Mapping[str, NDArray[Any]]) -> None:
-    """Read the experts that were in memory, without telling or counting it, and remember what the policy knew."""
+    """Read the experts that were in memory, as loads of no pass that nobody is told of, and what the policy knew."""
     cache = runtime.cache
     if len(cache):
         raise ConfigError(f"{len(cache)} experts are in memory already; restore a model that was just loaded")

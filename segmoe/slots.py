@@ -36,6 +36,11 @@ class Slot:
     uses: int = 0
     last_step: int = 0
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether reading it ended without its bytes; not so while a thread is still at it."""
+        return self.loading is not None and self.loading.done() and self.loading.exception() is not None
+
 
 class ReadTimes(NamedTuple):
     """What one expert took."""

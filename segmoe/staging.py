@@ -19,7 +19,7 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._api: Any = torch.get_device_module(device)
         self._device = device
-        self._stream = self._api.Stream()
+        self._stream = self._api.Stream(device)
         self._mine = threading.local()
 
     def mark(self) -> Any:

@@ -146,6 +146,45 @@ def test_an_expert_that_cannot_be_read_raises_at_its_turn_and_the_rest_stays_who
     cache.close()
 
 
+def test_ctrl_c_while_an_expert_is_read_leaves_nothing_half_done(segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    import segmoe.reader
+
+    preadv, pressed = segmoe.reader.os.preadv, []
+
+    def interrupted(*args):
+        if not pressed:
+            pressed.append(True)
+            raise KeyboardInterrupt
+        return preadv(*args)
+
+    monkeypatch.setattr(segmoe.reader.os, "preadv", interrupted)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2)
+    key = next(iter(segments))
+    with pytest.raises(KeyboardInterrupt):
+        cache.get(key)
+    cache.check_integrity()
+    assert key not in cache
+    assert (cache.get(key)["w"] == 0).all()
+    assert (cache.counters.misses, cache.counters.loads, cache.counters.hits) == (1, 1, 0)
+
+
+def test_ctrl_c_while_a_thread_reads_leaves_the_expert_to_the_next_who_asks(segments) -> None:
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=Slots(threads=1))
+    key = next(iter(segments))
+    cache.expect([key])
+    loading = cache._resident[key].loading
+    assert loading is not None
+    loading.result()
+    result, loading.result = loading.result, lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.get(key)
+    loading.result = result
+    cache.check_integrity()
+    assert (cache.get(key)["w"] == 0).all()
+    assert cache.counters.loads == 1
+    cache.close()
+
+
 def test_waiting_is_told_apart_from_reading(segments) -> None:
     events: list = []
     cache = ExpertCache(segments, make_policy("lru"), slots=Slots(threads=1), emit=events.append)
