@@ -8,6 +8,7 @@ import torch
 import transformers
 
 THINKER_END = 151
+TURN = [150, 156, 10, 20, 30, 40, 151, 150, 157]
 
 
 def build(dtype: torch.dtype = torch.float32, seed: int = 1) -> Any:
@@ -121,9 +122,16 @@ def config() -> Any:
     )
 
 
+def tokens_of(answer: Any) -> torch.Tensor:
+    """The text tokens of an answer, whichever form the library gave it."""
+    first = answer[0] if isinstance(answer, tuple) else answer
+    tokens: torch.Tensor = getattr(first, "sequences", first)
+    return tokens
+
+
 def speak(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Text tokens [1, n] and waveform [1, 1, samples] that the model answers to a short turn, sampled by default."""
-    ids = torch.tensor([[150, 156, 10, 20, 30, 40, 151, 150, 157]])
+    ids = torch.tensor([TURN])
     torch.manual_seed(5)
     with torch.no_grad():
         tokens, wave = model.generate(

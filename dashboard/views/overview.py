@@ -5,9 +5,11 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import charts, findings, page, queries, states, words
+from dashboard import findings, page, queries, words
 from dashboard.connection import Mirror
 from dashboard.queries import Run
+from dashboard.views import course
+from dashboard.views.course import Course
 
 _COLUMNS = {
     "run": st.column_config.TextColumn("Run", pinned=True),
@@ -70,32 +72,17 @@ def _runs(mirror: Mirror) -> None:
 
 
 def _course(mirror: Mirror, run: Run) -> None:
-    windows = queries.windows(mirror, run.run_id)
-    if not windows.num_rows:
-        states.no_windows(run.is_live(datetime.now(UTC)))
-        return
-    rows = windows.to_pylist()
-    token = charts.Axis("token", "Tokens observed", (0, max(row["token"] for row in rows)))
-    left, right = st.columns(2)
-    for place, field, name, title, domain in (
-        (left, "nll", "NLL", "NLL, nats per predicted token", None),
-        (right, "hit_rate", "The hit rate", "Hit rate, share of fetches", (0.0, 1.0)),
-    ):
-        finding = findings.course(rows, field, name)
-        heading = f"{name.removeprefix('The ').capitalize() if field != 'nll' else name} of {run.name}, by score window"
-        with place:
-            st.altair_chart(
-                charts.line(
-                    windows,
-                    x=token,
-                    y=charts.Axis(field, title, domain, ".2f"),
-                    by="phase",
-                    title=heading,
-                    finding=finding,
-                ),
-                key=f"course {field}",
-                alt=f"{heading}. {finding}",
-            )
+    courses = (
+        Course("nll", "NLL", f"NLL of {run.name}, by score window", "NLL, nats per predicted token"),
+        Course(
+            "hit_rate",
+            "The hit rate",
+            f"Hit rate of {run.name}, by score window",
+            "Hit rate, share of fetches",
+            (0.0, 1.0),
+        ),
+    )
+    course.draw(mirror, run, courses)
 
 
 def _compare(mirror: Mirror, run: Run, other: Run) -> None:

@@ -1,12 +1,12 @@
 """Residency: what came into memory and left it, why, and whether that was regretted."""
 
-from datetime import UTC, datetime
-
 import streamlit as st
 
 from dashboard import charts, findings, page, queries, states
 from dashboard.connection import Mirror
 from dashboard.queries import Run
+from dashboard.views import course
+from dashboard.views.course import Course
 
 _REASONS = {
     "kind": st.column_config.TextColumn("Kind"),
@@ -37,32 +37,13 @@ def render() -> None:
 
 
 def _figures(mirror: Mirror, run: Run) -> None:
-    windows = queries.windows(mirror, run.run_id)
-    if not windows.num_rows:
-        states.no_windows(run.is_live(datetime.now(UTC)))
+    found = "Share of fetches that found the expert in memory"
+    courses = (
+        Course("hit_rate", "The hit rate", "Hit rate by score window", found, (0.0, 1.0)),
+        Course("evictions_per_1000", "Churn", "Churn by score window", "Evictions per 1,000 tokens"),
+    )
+    if not course.draw(mirror, run, courses):
         return
-    rows = windows.to_pylist()
-    token = charts.Axis("token", "Tokens observed", (0, max(row["token"] for row in rows)))
-    left, right = st.columns(2)
-    for place, field, name, unit, domain in (
-        (left, "hit_rate", "The hit rate", "Share of fetches that found the expert in memory", (0.0, 1.0)),
-        (right, "evictions_per_1000", "Churn", "Evictions per 1,000 tokens", None),
-    ):
-        finding = findings.course(rows, field, name)
-        title = f"{name.removeprefix('The ').capitalize()} by score window"
-        with place:
-            st.altair_chart(
-                charts.line(
-                    windows,
-                    x=token,
-                    y=charts.Axis(field, unit, domain, ".2f"),
-                    by="phase",
-                    title=title,
-                    finding=finding,
-                ),
-                key=f"course {field}",
-                alt=f"{title}. {finding}",
-            )
     _events(mirror, run)
     st.subheader("What if", anchor=False)
     states.nothing(

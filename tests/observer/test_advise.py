@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 
 from observer.advise import advise, wilson
-from observer.collect import Collector
-from observer.db import Writer, open_db
-from observer.db.writer import TextLabels
-from observer.observation import Observation
+from observer.db import open_db
 from segmoe.events import ExpertKey, Routed
-from tests.observer.streams import CONTEXTS, EXPERT_BYTES, Batch, batches
-from tests.observer.writing import start_of
+from tests.observer.streams import Batch, batches
+from tests.observer.writing import observe
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +27,7 @@ def run() -> list[Batch]:
 
 @pytest.fixture(scope="module")
 def db(run: list[Batch], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("record") / "r.db"
-    engine = open_db(path)
-    labels = [TextLabels(f"t{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
-    writer = Writer(engine, labels)
-    writer.start(start_of("one", len(labels)), EXPERT_BYTES)
-    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS, window_tokens=800), writer.record)
-    for batch in run:
-        collector.begin(batch.texts, True)
-        for event in batch.events:
-            collector.emit(event)
-    collector.close()
-    writer.finish("done")
-    engine.dispose()
-    return path
+    return observe(tmp_path_factory.mktemp("record") / "r.db", run)
 
 
 def picked(run: list[Batch]) -> Counter[ExpertKey]:

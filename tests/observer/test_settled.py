@@ -5,34 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from observer.collect import Collector
-from observer.db import Writer, open_db
+from observer.db import open_db
 from observer.db.session import reading
-from observer.db.writer import TextLabels
 from observer.errors import ObserverError
-from observer.observation import Observation
 from observer.settled import rebuild, settled, settled_layer
-from tests.observer.streams import CONTEXTS, EXPERT_BYTES, batches
-from tests.observer.writing import start_of
+from tests.observer.streams import batches
+from tests.observer.writing import observe
 
 
 @pytest.fixture(scope="module")
 def db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("record") / "r.db"
-    engine = open_db(path)
-    run = batches(3, 60, gain=[0.5, 1, 2, 3, 4, 5])
-    labels = [TextLabels(f"t{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
-    writer = Writer(engine, labels)
-    writer.start(start_of("one", len(labels)), EXPERT_BYTES)
-    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS, window_tokens=800), writer.record)
-    for batch in run:
-        collector.begin(batch.texts, True)
-        for event in batch.events:
-            collector.emit(event)
-    collector.close()
-    writer.finish("done")
-    engine.dispose()
-    return path
+    return observe(tmp_path_factory.mktemp("record") / "r.db", batches(3, 60, gain=[0.5, 1, 2, 3, 4, 5]))
 
 
 def test_the_score_of_every_past_window_can_be_computed_from_the_record(db: Path) -> None:

@@ -10,7 +10,7 @@ from observer.observation import MOST_WINDOWS, Observation
 from observer.rows import ValidationRow
 from observer.totals import Snapshot
 from tests.observer.details import with_details
-from tests.observer.streams import CONTEXTS, EXPERT_BYTES, batches
+from tests.observer.streams import CONTEXTS, EXPERT_BYTES, Batch, batches
 
 WINDOW_TOKENS = 150
 VALIDATED = dict(statistic="trust", scope="global", rho=0.5, low=0.25, high=0.75, n=12, texts=24, definition_version=1)
@@ -67,6 +67,23 @@ def write_run(
         writer.finish("done")
         write_validation(engine, writer.run_id, [ValidationRow(**VALIDATED)])
     engine.dispose()
+
+
+def observe(db: Path, run: list[Batch], name: str = "one") -> Path:
+    """Observe given batches into a record, as a job does."""
+    engine = open_db(db)
+    labels = [TextLabels(f"t{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
+    writer = Writer(engine, labels)
+    writer.start(start_of(name, len(labels)), EXPERT_BYTES)
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS, window_tokens=800), writer.record)
+    for batch in run:
+        collector.begin(batch.texts, True)
+        for event in batch.events:
+            collector.emit(event)
+    collector.close()
+    writer.finish("done")
+    engine.dispose()
+    return db
 
 
 if __name__ == "__main__":
