@@ -105,7 +105,7 @@ class Loop:
                 self._model(input_ids=ids, attention_mask=mask, use_cache=False)
             done.scored += len(batch)
             done.tokens += int(mask.sum())
-            self._batch_done(len(batch))
+            self._batch_done(len(batch), is_last=done.scored == planned)
 
     def generate(self) -> None:
         """Continue the beginning of each text greedily, one at a time as a person would; it is no evidence."""
@@ -128,7 +128,7 @@ class Loop:
                     pad_token_id=self._pad,
                 )
             done.generated += 1
-            self._batch_done(1)
+            self._batch_done(1, is_last=done.generated == texts)
 
     def _must_stop(self) -> bool:
         """Whether to stop here: asked to, out of time, or nobody listens any more."""
@@ -140,7 +140,9 @@ class Loop:
         self._collector.begin([entry.ref for entry in entries], evidence, self.place())
         return entries
 
-    def _batch_done(self, texts: int) -> None:
+    def _batch_done(self, texts: int, *, is_last: bool) -> None:
+        if is_last:
+            self._collector.flush()  # so that the last line of progress tells all
         if time.monotonic() - self._saved_s >= CHECKPOINT_S:
             self._saved_s = time.monotonic()
             self._collector.flush(record=True, place=self.place())

@@ -90,6 +90,7 @@ def test_json_is_an_object_a_line_and_failures_are_one_too(tmp_path: Path) -> No
     result = observer(*arguments)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.exit_code == 0 and [line["event"] for line in lines] == ["launch", "progress", "done"]
+    assert lines[1]["tokens"] == lines[2]["tokens"] > 0
     assert lines[0]["run"] == "it" and lines[0]["config"]["limit"] == 2 and not lines[0]["goes_on"]
     assert lines[1]["texts"] == lines[1]["texts_planned"] == 2
     assert lines[2] == {"event": "done", "run": "it", "status": "done", "tokens": 32, "dropped": 0}
