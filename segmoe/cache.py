@@ -10,8 +10,6 @@ Tried and left out, with what it gave:
   guesses a layer, pairs counted so far were right in 37 to 51% and covered 9 to 50% of the misses; the last token's
   picks are in memory as soon as a token cycle fits. The next router on this layer's state was right in 21 to 26% on
   the embedded model (chance 12.5%). Reads are what a small memory waits for: one wasted for each useful one loses.
-- Using experts where they lie in the page cache, mapped and not copied: bringing in and dropping the 2,300 pages of an
-  expert took 1.6 ms, copying it 1.2 to 2.
 - Huge pages for slots: 4 to 10% of a multiplication with plain weights, nothing with packed ones.
 """
 

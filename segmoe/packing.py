@@ -33,24 +33,33 @@ def may_pack(weight: torch.Tensor) -> bool:
 def proves_equal(n: int, k: int, rows: int, dtype: torch.dtype, threads: int) -> bool:
     """Whether a packed [n, k] weight multiplies `rows` rows exactly as the plain one does, on so many threads.
 
-    Proved on products that are nothing but rounding: the second half of each sum takes back the first, in another
-    order. What is left shows the order of the additions: summed backwards, over 90% of such results differ at a width
-    of 768 or more, and 25% at 48. Kernels choose their order by shape, dtype and threads, never by the values.
+    Proved on products that are nothing but rounding. Kernels choose their order by shape, dtype and threads, never by
+    the values.
     """
-    generator = torch.Generator().manual_seed(n * 31 + k)
-    half = k // 2
     with torch.inference_mode(False), torch.no_grad():
-        w = torch.zeros(n, k, dtype=dtype)
-        x = torch.zeros(rows, k, dtype=dtype)
-        order = torch.randperm(half, generator=generator)
-        w[:, :half] = torch.randn(n, half, generator=generator)
-        w[:, half : 2 * half] = -w[:, :half][:, order]
-        x[:, :half] = torch.randn(rows, half, generator=generator)
-        x[:, half : 2 * half] = x[:, :half][:, order]
+        x, w = rounding_only(n, k, rows, dtype)
         try:
             return torch.equal(F.linear(x, w), _multiply(x, _pack(w), None))
         except (RuntimeError, AttributeError, NotImplementedError):  # this build of torch has no such kernels
             return False
+
+
+def rounding_only(n: int, k: int, rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make x [rows, k] and w [n, k] of whose product the rounding is all that is left.
+
+    The second half of each sum takes back the first, in another order. What is left shows the order of the additions:
+    summed backwards, over 90% of such results differ at a width of 768 or more, and 25% at 48.
+    """
+    generator = torch.Generator().manual_seed(n * 31 + k)
+    half = k // 2
+    w = torch.zeros(n, k, dtype=dtype)
+    x = torch.zeros(rows, k, dtype=dtype)
+    order = torch.randperm(half, generator=generator)
+    w[:, :half] = torch.randn(n, half, generator=generator)
+    w[:, half : 2 * half] = -w[:, :half][:, order]
+    x[:, :half] = torch.randn(rows, half, generator=generator)
+    x[:, half : 2 * half] = x[:, :half][:, order]
+    return x, w
 
 
 class PackedWeight:

@@ -23,7 +23,7 @@ class Reader:
 
         Pieces that lie one behind the other in a file, as the projections of one expert mostly do, are one read.
         """
-        for run in _runs(pieces):
+        for run in runs(pieces):
             self._read(pieces[run[0]], [into[index][: pieces[index].nbytes] for index in run])
 
     def _read(self, first: Piece, views: list[memoryview]) -> None:
@@ -50,6 +50,8 @@ class Reader:
                 found = self._files.get(file)
                 if found is None:
                     found = self._files[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                    if hasattr(os, "posix_fadvise"):  # with readahead, 2.3 times an expert's bytes were read
+                        os.posix_fadvise(found, 0, 0, os.POSIX_FADV_RANDOM)
         return found
 
     def close(self) -> None:
@@ -58,7 +60,7 @@ class Reader:
             os.close(self._files.popitem()[1])
 
 
-def _runs(pieces: Sequence[Piece]) -> Iterator[list[int]]:
+def runs(pieces: Sequence[Piece]) -> Iterator[list[int]]:
     """Indices of pieces that are neighbours in their file, in the order of the file."""
     run: list[int] = []
     for index in sorted(range(len(pieces)), key=lambda index: pieces[index][:2]):

@@ -40,6 +40,7 @@ def load(
     select: Selection | None = None,
     device: str | torch.device = "cpu",
     threads: int | None = None,
+    mapped: bool = True,
 ) -> Any:
     """Return the stock transformers model of a checkpoint, with at most `experts` (or `budget` bytes) in memory.
 
@@ -48,7 +49,9 @@ def load(
     `capture` says how much a `sink` is told: "off" (residency and steps only), "counts", "routing" or "contribution";
     `select` of which layers, by component: `{"thinker": range(24)}`.
     `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the
-    pass itself. Neither changes a bit of what the model computes, or which experts are read and evicted.
+    pass itself. Experts on the CPU are `mapped` from the files where they lie, if they are large and the bits stay the
+    same; say False where the files may be truncated or rewritten meanwhile. None of these changes a bit of what the
+    model computes, or which experts are read and evicted.
     Raises CheckpointError for a checkpoint that is incomplete or damaged, ConfigError for bad settings.
     """
     if capture not in CAPTURES:
@@ -68,6 +71,7 @@ def load(
         select=select,
         device=device,
         threads=threads,
+        mapped=mapped,
     )
     model = build_model(manifest, config).to(runtime.device)
     runtime.attach(model)
@@ -90,6 +94,7 @@ class Runtime:
         select: Selection | None = None,
         device: str | torch.device = "cpu",
         threads: int | None = None,
+        mapped: bool = True,
     ) -> None:
         if experts is not None and budget is not None:
             raise ConfigError("give a budget in experts or in bytes, not both")
@@ -106,7 +111,7 @@ class Runtime:
             make_policy(policy, trust),
             capacity_experts=experts,
             capacity_bytes=None if budget is None else parse_bytes(budget),
-            slots=Slots(threads=threads, device=self.device),
+            slots=Slots(threads=threads, device=self.device, mapped=mapped),
             emit=self.emit,
         )
         self._sink = None if sink is None else GuardedSink(sink)

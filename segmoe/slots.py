@@ -13,6 +13,7 @@ import torch
 
 from segmoe.errors import ConfigError
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
+from segmoe.mapping import Mapped, Mappings, drop, may_map
 from segmoe.packing import PackedWeight, may_pack
 from segmoe.reader import Reader
 from segmoe.staging import Staging
@@ -29,7 +30,8 @@ class Slot:
     """An expert in memory; what `tensors` holds is valid until the slot is released."""
 
     segment: Segment
-    buffer: torch.Tensor | None  # uint8; None once everything in it was packed
+    buffer: torch.Tensor | None = None  # uint8; None if mapped, and once everything in it was packed
+    mapped: Mapped | None = None
     tensors: dict[str, Any] = field(default_factory=dict)
     loading: Future[int] | None = None  # resolves to the nanoseconds that reading took
     copied: Any = None  # event behind the copy to the device
@@ -52,10 +54,13 @@ class ReadTimes(NamedTuple):
 class Slots:
     """Fills and recycles slots. Reads in the calling thread, or with `threads` > 0 in that many of its own.
 
-    With `staged`, copies go through staging memory on the CPU too, as they do for any other device.
+    Experts are `mapped` where that gives the same bits, else copied. With `staged`, copies go through staging memory on
+    the CPU too, as they do for any other device.
     """
 
-    def __init__(self, *, threads: int = 0, device: torch.device | str = "cpu", staged: bool = False) -> None:
+    def __init__(
+        self, *, threads: int = 0, device: torch.device | str = "cpu", staged: bool = False, mapped: bool = True
+    ) -> None:
         if threads < 0:
             raise ConfigError(f"{threads} loader threads cannot read; give 0 or more")
         self.device = torch.device(device)
@@ -64,16 +69,14 @@ class Slots:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="segmoe-loader") if threads else None
         self._spare: torch.Tensor | None = None
         self._staging = Staging(self.device) if staged or self.device.type != "cpu" else None
+        self._mappings = Mappings() if mapped and self._staging is None else None
         self._packable: dict[tuple[str, tuple[int, ...]], bool] = {}
 
     def start(self, segment: Segment) -> Slot:
         """Begin to read an expert; what fails is raised by `finish`."""
-        spare, self._spare = self._spare, None
-        size = _size(segment)
-        if spare is None or len(spare) != size:
-            with torch.inference_mode(False):
-                spare = torch.empty(size, dtype=torch.uint8, device=self.device)
-        slot = Slot(segment=segment, buffer=spare)
+        slot = Slot(segment)
+        if self._mappings is None or not may_map(segment):
+            slot.buffer = self._free(_size(segment))
         # the device may still be at work on what was in the buffer: the copy must come behind that
         behind = None if self._staging is None else self._staging.mark()
         if self._executor is None:
@@ -107,8 +110,7 @@ class Slots:
     def release(self, slot: Slot) -> None:
         """Take back a slot; one buffer is kept for the next expert."""
         slot.tensors = {}
-        if slot.buffer is not None:
-            self._spare, slot.buffer = slot.buffer, None
+        self._give_back(slot)
 
     def close(self) -> None:
         """End the threads and close the shards; the next read starts them again."""
@@ -117,18 +119,39 @@ class Slots:
             self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="segmoe-loader")
         self._spare = None
         self._reader.close()
+        if self._mappings is not None:
+            self._mappings.close()
+
+    def _free(self, nbytes: int) -> torch.Tensor:
+        """The kept buffer, or a new one if its size is another."""
+        spare, self._spare = self._spare, None
+        if spare is None or len(spare) != nbytes:
+            with torch.inference_mode(False):
+                spare = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        return spare
+
+    def _give_back(self, slot: Slot) -> None:
+        if slot.buffer is not None:
+            self._spare, slot.buffer = slot.buffer, None
+        if slot.mapped is not None:
+            drop(slot.mapped)
+            slot.mapped = None
 
     def _fill(self, slot: Slot, behind: Any) -> int:
         began_ns = time.perf_counter_ns()
-        assert slot.buffer is not None
         with torch.inference_mode(False), torch.no_grad():
-            if self._staging is None:
-                _read(slot.segment, slot.buffer, self._reader)
+            if slot.buffer is None:
+                assert self._mappings is not None
+                slot.mapped = self._mappings.bring(slot.segment)
+                slot.tensors = dict(slot.mapped.tensors)
             else:
-                slot.copied = self._staging.copy(
-                    lambda staged: _read(slot.segment, staged, self._reader), slot.buffer, behind
-                )
-            slot.tensors = dict(_views(slot.segment, slot.buffer))
+                if self._staging is None:
+                    _read(slot.segment, slot.buffer, self._reader)
+                else:
+                    slot.copied = self._staging.copy(
+                        lambda staged: _read(slot.segment, staged, self._reader), slot.buffer, behind
+                    )
+                slot.tensors = dict(_views(slot.segment, slot.buffer))
         return time.perf_counter_ns() - began_ns
 
     def _pack(self, slot: Slot) -> None:
@@ -143,7 +166,7 @@ class Slots:
         if packed:
             kept = {name: tensor.clone() for name, tensor in slot.tensors.items() if name not in packed}
             slot.tensors = {name: packed.get(name, kept.get(name)) for name in slot.tensors}
-            self._spare, slot.buffer = slot.buffer, None
+            self._give_back(slot)
 
 
 def _room(nbytes: int) -> int:

@@ -59,7 +59,7 @@ def test_each_part_prints_its_table(small: Path) -> None:
     assert "segmoe, 16 experts" in outcome.output and "of the bound" in outcome.output
 
 
-def test_memory_that_a_process_held_for_a_moment_is_seen_and_files_are_not(tmp_path: Path) -> None:
+def test_memory_that_a_process_held_for_a_moment_is_seen_and_what_it_mapped_apart(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(80 << 20))
     code = (
@@ -69,6 +69,7 @@ def test_memory_that_a_process_held_for_a_moment_is_seen_and_files_are_not(tmp_p
     with subprocess.Popen([sys.executable, "-c", code % str(file)]) as process, Peak(process.pid) as peak:
         process.wait()
     assert 50 << 20 < peak.nbytes < 75 << 20
+    assert 80 << 20 < peak.mapped_bytes < 105 << 20
 
 
 def test_a_contender_that_outgrows_its_cap_is_killed_and_a_broken_one_tells_why(small: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Passes(NamedTuple):
 
 
 class Contender:
-    """One way of running a checkpoint, in a process of its own with its peak of anonymous memory since it began."""
+    """One way of running a checkpoint, in a process of its own with its peaks of memory since it began."""
 
     def __init__(self, threads: int, cap: Cap | None = None) -> None:
         cap = cap or Cap()
@@ -45,7 +45,7 @@ class Contender:
             env=os.environ | {"PYTHONPATH": str(ROOT)} | quiet | number,
         )
         cap.put(self._process.pid)
-        self.peak_bytes = 0
+        self.peak_bytes = self.mapped_bytes = 0
         self.open_s = 0.0
 
     def __enter__(self) -> Contender:
@@ -74,6 +74,11 @@ class Contender:
         """Passes of given random ids with a KV cache. To `watch` memory costs a little time."""
         return Passes(**self._ask(watch, do="run", passes=passes, tokens=tokens, seed=seed, cold=cold))
 
+    def bookkeep(self, passes: int, seed: int) -> list[float]:
+        """The share of each decode step that segmoe's cache and its events take."""
+        took = self._ask(False, do="bookkeep", passes=passes, seed=seed)
+        return [own / whole for own, whole in zip(took["own"], took["seconds"], strict=True)]
+
     def _ask(self, watch: bool, **command: Any) -> dict[str, Any]:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
@@ -85,6 +90,7 @@ class Contender:
                 with peak:
                     line = process.stdout.readline()
                 self.peak_bytes = max(self.peak_bytes, peak.nbytes)
+                self.mapped_bytes = max(self.mapped_bytes, peak.mapped_bytes)
             else:
                 line = process.stdout.readline()
         except BrokenPipeError:

@@ -18,10 +18,14 @@ BLOCK_BYTES = 8 << 20
 
 
 class Peak:
-    """The largest anonymous memory of a process while the context lasts; files that it maps or reads do not count."""
+    """The largest memory of a process while the context lasts: its own, and of the files that it maps.
+
+    What it reads counts as neither.
+    """
 
     def __init__(self, pid: int, every_s: float = 0.005) -> None:
-        self.nbytes = 0
+        self.nbytes = 0  # anonymous
+        self.mapped_bytes = 0
         self._status = Path(f"/proc/{pid}/status")
         self._every_s = every_s
         self._done = threading.Event()
@@ -38,15 +42,19 @@ class Peak:
     def _watch(self) -> None:
         while not self._done.wait(self._every_s):
             with contextlib.suppress(OSError):  # the process may be gone
-                self.nbytes = max(self.nbytes, anonymous(self._status))
+                anonymous, mapped = resident(self._status)
+                self.nbytes = max(self.nbytes, anonymous)
+                self.mapped_bytes = max(self.mapped_bytes, mapped)
 
 
-def anonymous(status: Path) -> int:
-    """RssAnon in bytes; 0 of a process that has ended."""
+def resident(status: Path) -> tuple[int, int]:
+    """RssAnon and RssFile in bytes; 0 of a process that has ended."""
+    found = {"RssAnon": 0, "RssFile": 0}
     for line in status.read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
+        name, _, value = line.partition(":")
+        if name in found:
+            found[name] = int(value.split()[0]) * 1024
+    return found["RssAnon"], found["RssFile"]
 
 
 def drop_cached(files: Sequence[Path]) -> None:

@@ -6,12 +6,14 @@ those of `Contender` in contender.py. Nothing heavy is imported before `open`, s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.benchmarks.memory import drop_cached
 
@@ -23,8 +25,9 @@ def open_model(path: str, *, kind: str, offload: str = "", memory: int | None = 
     """
     if kind == "segmoe":
         import segmoe
+        from segmoe.events import NullSink
 
-        return segmoe.load(path, **settings)
+        return segmoe.load(path, sink=NullSink(), capture="off", **settings)
     from transformers import AutoModelForCausalLM
 
     placed: dict[str, Any] = {}
@@ -87,6 +90,34 @@ class Worker:
                 seconds.append(time.perf_counter() - began)
                 missed.append(self._misses() - before)
         return {"seconds": seconds, "missed": missed}
+
+    def bookkeep(self, passes: int, seed: int) -> dict[str, Any]:
+        """Seconds that each decode step spends in the cache and its events, and seconds of the step."""
+        from segmoe.experts import Seam
+
+        runtime, spent = self.model.segmoe, 0.0
+
+        def timed(call: Any) -> Any:
+            def wrapper(*args: Any) -> Any:
+                nonlocal spent
+                began = time.perf_counter()
+                try:
+                    return call(*args)
+                finally:
+                    spent += time.perf_counter() - began
+
+            return wrapper
+
+        parts = ((runtime.cache, "begin"), (runtime.cache, "expect"), (Seam, "fetch"), (runtime, "_end_pass"))
+        own, seconds = [], []
+        with contextlib.ExitStack() as stack:
+            for place, name in parts:
+                stack.enter_context(mock.patch.object(place, name, timed(getattr(place, name))))
+            for one in range(passes):
+                spent = 0.0
+                seconds += self.run(1, 1, seed + one)["seconds"]
+                own.append(spent)
+        return {"own": own, "seconds": seconds}
 
     def _misses(self) -> int:
         runtime = getattr(self.model, "segmoe", None)

@@ -1,4 +1,4 @@
-"""Nine families x dtype x layout on disk x budget, with and without loader threads, each against stock eager.
+"""Nine families x dtype x layout on disk x budget, with and without loader threads, copied or mapped, against stock.
 
 Compared are prefill of a left-padded batch and three ways of generating. All other families: tests/families.
 """
@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import segmoe
+from segmoe import mapping
 from segmoe.building import quiet_transformers
 from tests import omni
 from tests.families.configs import EXPERTS, LAYERS, Family
@@ -58,7 +59,9 @@ def load_stock(cls, folder: Path):
 
 @DTYPES
 @pytest.mark.parametrize(("name", "layout"), CASES, ids=[f"{name}-{layout}" for name, layout in CASES])
-def test_every_budget_gives_the_stock_models_bits(name: str, layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_every_budget_gives_the_stock_models_bits(
+    name: str, layout: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cls = getattr(transformers, name)
     build(Family(cls.config_class.model_type, cls)).to(dtype).save_pretrained(
         tmp_path, save_original_format=LAYOUTS[layout]
@@ -67,9 +70,17 @@ def test_every_budget_gives_the_stock_models_bits(name: str, layout: str, dtype:
     assert not torch.equal(wanted["greedy tokens"], wanted["sampled tokens"])
     total = len(segmoe.load(tmp_path).segmoe.manifest.experts)
     assert total in (LAYERS * EXPERTS, (LAYERS - 1) * EXPERTS)
-    for experts, threads in product((2, total // 3, total), (0, 2)):
-        model = segmoe.load(tmp_path, experts=experts, threads=threads)
+    brought = []
+    bring = mapping.Mappings.bring
+    monkeypatch.setattr(mapping, "MIN_BYTES", 1)
+    monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append(args[1].key) or bring(*args))
+    for number, (experts, threads) in enumerate(product((2, total // 3, total), (0, 2))):
+        is_mapped = number in (1, 2, 4)  # each budget is mapped once and copied once
+        brought.clear()
+        model = segmoe.load(tmp_path, experts=experts, threads=threads, mapped=is_mapped)
         found = trace(model)
+        assert is_mapped or not brought
+        assert brought or not is_mapped or dtype == torch.float32  # of which some lie where MKL sums in another order
         assert not {key for key in wanted if not torch.equal(found[key], wanted[key])}, (
             f"{experts} experts, {threads} threads"
         )

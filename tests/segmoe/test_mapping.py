@@ -1,0 +1,179 @@
+"""Experts that are used where they lie: the same bytes, the same decisions, and no more of the file than the budget."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segmoe import mapping
+from segmoe.cache import ExpertCache
+from segmoe.conversion import Recipe
+from segmoe.errors import CheckpointError
+from segmoe.events import ExpertKey
+from segmoe.manifest import ExpertParameter, Piece, Segment
+from segmoe.mapping import may_map, proves_equal
+from segmoe.policies import make_policy
+from segmoe.slots import Slots
+from tests.segmoe.test_expect import COUNT, PASSES, plain, tape
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux maps experts")
+
+SHAPE = (512, 1024)
+SIZE = 2 * SHAPE[0] * SHAPE[1]
+HEADER = 200  # bytes before the first expert: 8 modulo 64, as no copy would lie
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> dict[ExpertKey, Segment]:
+    """Experts of 1 MiB, each filled with its number."""
+    file = tmp_path_factory.mktemp("mapped") / "all"
+    numbers = [torch.full(SHAPE, float(expert), dtype=torch.bfloat16) for expert in range(COUNT)]
+    file.write_bytes(b"x" * HEADER + b"".join(number.view(torch.int16).numpy().tobytes() for number in numbers))
+    found = {}
+    for expert in range(COUNT):
+        key = ExpertKey("model", 0, expert)
+        half = SIZE // 2
+        pieces = (Piece(file, HEADER + expert * SIZE, half), Piece(file, HEADER + expert * SIZE + half, SIZE - half))
+        part = ExpertParameter(name="w", dtype=torch.bfloat16, shape=SHAPE, nbytes=SIZE, address=0, pieces=pieces)
+        found[key] = Segment(key=key, parameters=(part,), nbytes=SIZE)
+    return found
+
+
+def resident_bytes(file: Path) -> int:
+    """What the kernel counts as this process's of a file."""
+    total, is_in = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split(maxsplit=1)[0]
+        if not first.endswith(":"):
+            is_in = line.endswith(str(file))
+        elif first == "Rss:" and is_in:
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def file_of(segments) -> Path:
+    return next(iter(segments.values())).parameters[0].pieces[0].file
+
+
+@settings(max_examples=30, deadline=None)
+@given(passes=PASSES, capacity=st.integers(1, COUNT), threads=st.integers(0, 3))
+def test_it_changes_no_decision_and_no_byte(segments, passes, capacity, threads) -> None:
+    found, cache = tape(segments, passes, capacity, Slots(threads=threads))
+    assert found == plain(passes, capacity)[0]
+    assert (resident_bytes(file_of(segments)) > 0) == any(passes)
+    cache.close()
+    assert resident_bytes(file_of(segments)) == 0
+
+
+def test_what_was_evicted_is_no_longer_in_the_process(segments) -> None:
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=Slots())
+    for _ in range(3):
+        for key in segments:
+            assert (cache.get(key)["w"] == key.expert).all()
+    huge = 2 << 20  # of the pages at both ends of an expert
+    assert 2 * SIZE <= resident_bytes(file_of(segments)) <= 2 * (SIZE + 2 * huge) < COUNT * SIZE
+    cache.close()
+
+
+def test_an_expert_that_is_packed_is_no_longer_mapped(segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmoe.slots.may_pack", lambda tensor: True)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=Slots())
+    key, x = list(segments)[3], torch.ones(1, SHAPE[1], dtype=torch.bfloat16)
+    try:
+        products = [F.linear(x, cache.get(key)["w"]) for _ in range(12)]
+    except (RuntimeError, AttributeError):
+        pytest.skip("this build of torch has no packed weights")
+    assert all(torch.equal(product, products[0]) for product in products)
+    assert resident_bytes(file_of(segments)) == 0
+
+
+def test_a_file_that_was_truncated_is_told_and_leaves_the_cache_whole(segments, tmp_path: Path) -> None:
+    file = tmp_path / "short"
+    file.write_bytes(file_of(segments).read_bytes())
+    moved = {}
+    for key, segment in segments.items():
+        (part,) = segment.parameters
+        moved[key] = replace(
+            segment, parameters=(replace(part, pieces=tuple(piece._replace(file=file) for piece in part.pieces)),)
+        )
+    first, *_, last = moved
+    cache = ExpertCache(moved, make_policy("lru"), capacity_experts=3, slots=Slots(threads=1))
+    assert (cache.get(first)["w"] == first.expert).all()
+    os.truncate(file, file.stat().st_size - 14)
+    with pytest.raises(CheckpointError, match="short ended 14 bytes early; was it replaced"):
+        cache.get(last)
+    cache.check_integrity()
+    assert last not in cache and (cache.get(first)["w"] == first.expert).all()
+    cache.close()
+
+
+def test_only_what_has_stocks_bits_and_is_worth_it_is_mapped(segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = segments[ExpertKey("model", 0, 1)]
+    (part,) = segment.parameters
+    (file, offset, nbytes), _ = part.pieces
+
+    def may(**changes) -> bool:
+        return may_map(replace(segment, parameters=(replace(part, **changes),)))
+
+    assert may()
+    here = offset % 64
+    assert not may(dtype=torch.float32, shape=(512, 512)), "fp32 at another address than stock's has other bits"
+    assert may(dtype=torch.float32, shape=(512, 512), address=here)
+    assert not may(shape=(SIZE // 2,)), "nothing is proved of a vector"
+    assert may(shape=(SIZE // 2,), address=here)
+    assert not may(pieces=part.pieces[::-1]), "its halves lie the other way round"
+    assert not may(pieces=(part.pieces[0], Piece(file, offset + 2 * nbytes, nbytes))), "its halves lie apart"
+    assert not may(pieces=(Piece(file, offset + 1, 2 * nbytes),), address=here + 1), "torch wants whole elements"
+    assert not may(recipe=Recipe.__new__(Recipe)), "the library computes it"
+    monkeypatch.setattr(mapping, "MIN_BYTES", SIZE + 1)
+    assert not may()
+
+
+@pytest.mark.parametrize(
+    ("release", "can"), [("6.18.44", True), ("5.18-rc3", True), ("5.15.0-1-tegra", False), ("4.19", False)]
+)
+def test_kernels_that_would_read_page_by_page_get_copies(release: str, can: bool, monkeypatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "host", release, "", "x86_64")))
+    assert mapping._can_map.__wrapped__() is can
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (128, 48), (1536, 2048)])
+def test_the_proof_sees_another_order_of_the_same_sums(shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_linear = F.linear
+
+    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if weight.data_ptr() % 64:
+            return plain_linear(x.flip(1), weight.flip(1))
+        return plain_linear(x, weight)
+
+    arguments = (shape, torch.bfloat16, 8, 0, torch.get_num_threads())
+    assert proves_equal.__wrapped__(*arguments)
+    monkeypatch.setattr(F, "linear", linear)
+    assert not proves_equal.__wrapped__(*arguments)
+
+
+def test_where_an_operand_lies_is_where_it_was_wanted() -> None:
+    weight = torch.randn(6, 10).bfloat16()
+    for address in range(0, 64, 2):
+        placed = mapping._at(weight, address)
+        assert placed.data_ptr() % 64 == address and torch.equal(placed, weight)
+
+
+def test_a_file_cannot_be_written_through_its_mapping(segments, tmp_path: Path) -> None:
+    """The type does not say that it is read-only, the kernel does."""
+    slots = Slots()
+    slot = slots.start(next(iter(segments.values())))
+    slots.finish(slot)
+    flags = [
+        line.split()[1] for line in Path("/proc/self/maps").read_text().splitlines() if str(file_of(segments)) in line
+    ]
+    assert flags and not any("w" in flag for flag in flags)
+    np.testing.assert_array_equal(slot.tensors["w"].float(), 0)
+    slots.release(slot)
