@@ -28,6 +28,7 @@ TEXT = (
     "Qwen3OmniMoeThinkerForConditionalGeneration",
 )
 ONE_LAYOUT = ("GptOssForCausalLM", "Qwen3VLMoeForConditionalGeneration")  # stacked on the hub too
+APART = [("MixtralForCausalLM", "hub")]  # w2 lies between w1 and w3, which the model wants side by side
 CASES = [(name, layout) for name in TEXT for layout in LAYOUTS if name not in ONE_LAYOUT or layout == "hub"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 MODES = {
@@ -80,7 +81,8 @@ def test_every_budget_gives_the_stock_models_bits(
         model = segmoe.load(tmp_path, experts=experts, threads=threads, mapped=is_mapped)
         found = trace(model)
         assert is_mapped or not brought
-        assert brought or not is_mapped or dtype == torch.float32  # of which some lie where MKL sums in another order
+        if dtype == torch.bfloat16 and (name, layout) not in APART:  # in fp32 some lie where MKL sums in another order
+            assert bool(brought) == is_mapped
         assert not {key for key in wanted if not torch.equal(found[key], wanted[key])}, (
             f"{experts} experts, {threads} threads"
         )
