@@ -13,6 +13,7 @@ a running process ends it by SIGBUS, and whoever rewrites it in place changes th
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import sys
@@ -128,7 +129,7 @@ def _map(path: Path) -> torch.Tensor:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise CheckpointError(f"{path} cannot be mapped: {error}") from error
+        raise CheckpointError(f"{path} cannot be mapped: {error}; load it with mapped=False") from error
     view = torch.frombuffer(_Writable(mapped).bytes, dtype=torch.uint8)
     if not _advise(view.data_ptr(), len(view), _MADV_HUGEPAGE):  # read 2 MiB where one byte is missing
         _advise(view.data_ptr(), len(view), _MADV_RANDOM)  # and no more
@@ -169,7 +170,10 @@ def _can_map() -> bool:
     if sys.platform != "linux":
         return False
     major, minor = os.uname().release.split(".")[:2]
-    return (int(major), int("".join(filter(str.isdigit, minor)) or 0)) >= FIRST_LINUX
+    if (int(major), int("".join(itertools.takewhile(str.isdigit, minor)) or 0)) < FIRST_LINUX:
+        return False
+    page = mmap.mmap(-1, mmap.PAGESIZE)  # a sandbox may say that it is such a kernel and not know the call
+    return not _advise(ctypes.addressof(ctypes.c_char.from_buffer(page)), mmap.PAGESIZE, _MADV_POPULATE_READ)
 
 
 def _lies_well(part: ExpertParameter) -> bool:

@@ -144,6 +144,23 @@ def test_kernels_that_would_read_page_by_page_get_copies(release: str, can: bool
     assert mapping._can_map.__wrapped__() is can
 
 
+def test_a_kernel_that_does_not_know_the_call_gets_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "_MADV_POPULATE_READ", 9999)
+    assert mapping._can_map.__wrapped__() is False
+
+
+def test_a_file_that_cannot_be_mapped_says_what_to_do(segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **settings):
+        raise OSError(19, "No such device")
+
+    assert all(map(may_map, segments.values()))
+    monkeypatch.setattr(mapping.mmap, "mmap", refuse)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=Slots())
+    with pytest.raises(CheckpointError, match=r"cannot be mapped: .*No such device; load it with mapped=False"):
+        cache.get(next(iter(segments)))
+    cache.check_integrity()
+
+
 @pytest.mark.parametrize("shape", [(96, 128), (128, 48), (1536, 2048)])
 def test_the_proof_sees_another_order_of_the_same_sums(shape, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_linear = F.linear
