@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import segmoe
 from observer.replay import compiled
 from observer.replay.belady import belady, next_uses
+from observer.replay.lru import _by_layers
 from observer.replay.simulate import _run, simulate
 from observer.replay.trace import Trace
 from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded, Routed, StepDone
@@ -140,10 +141,41 @@ def test_compiled_and_plain_decide_alike(policy: str, monkeypatch: pytest.Monkey
     trust = {key: float(value) for key, value in zip(keys, rng.random(64), strict=True)}
     fast = simulate(trace, make_rule(policy), experts=24, trust=trust)
     monkeypatch.setattr("observer.replay.simulate._run", _run.py_func)
+    monkeypatch.setattr("observer.replay.lru._by_layers", _by_layers.py_func)
     monkeypatch.setattr("observer.replay.simulate._victim", simulate.__globals__["_victim"].py_func)
     slow = simulate(trace, make_rule(policy), experts=24, trust=trust)
     for name in ("hit", "evicted_at", "evicted", "score"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    picks=st.integers(1, 200),
+    seed=st.integers(0, 1000),
+    width=st.integers(1, 12),
+    experts=st.one_of(st.none(), st.integers(1, 24)),
+    nbytes=st.one_of(st.none(), st.integers(1, 60)),
+    plain=st.booleans(),
+)
+def test_lru_by_itself_does_what_the_shared_order_does(
+    picks: int, seed: int, width: int, experts: int | None, nbytes: int | None, plain: bool
+) -> None:
+    """In passes over three layers of eight experts of all sizes; recency without trust is the same order."""
+    keys = [ExpertKey("model", layer, expert) for layer in range(3) for expert in range(8)]
+    passes = np.arange(picks) // width
+    trace = Trace.of_picks(
+        passes,
+        np.random.default_rng(seed).integers(0, 24, picks),
+        tokens=np.ones(passes[-1] + 1, np.int64),
+        is_decode=np.ones(passes[-1] + 1, np.bool_),
+        keys=keys,
+        nbytes=np.arange(24) % 5 + 1,
+    )
+    budget = dict(experts=experts, nbytes=nbytes, plain=plain)
+    alone = simulate(trace, POLICIES["lru"], **budget)
+    shared = simulate(trace, POLICIES["recency-trust"], **budget)
+    for name in ("hit", "evicted_at", "evicted"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
 
 
 @settings(max_examples=60, deadline=None)
