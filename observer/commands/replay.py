@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
     from segmoe.events import ExpertKey
 
 GIGA = 1e9
+MOST = 2**31 - 1
+SLOW = 1_000_000  # accesses, ten seconds where they are not compiled
 ANY = "all"
+
+
+class FiniteRange(click.FloatRange):
+    """A range without what is no number, or has no end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse nan and inf."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
 
 trace_option = click.option(
     "--trace", "path", type=click.Path(path_type=Path), help="A route trace: CSV, Parquet, or a run's trace folder."
@@ -32,7 +47,7 @@ phase_option = click.option(
 
 
 rate_option = click.option(
-    "--rate", type=click.FloatRange(min=0.001), help="Disk, GB/s.  [default: as the run's loads measured it, or 1]"
+    "--rate", type=FiniteRange(min=0.001), help="Disk, GB/s.  [default: as the run's loads measured it, or 1]"
 )
 store_option = click.option(
     "--store/--no-store", default=True, show_default=True, help="Keep what a run's whole trace gave, in v_what_if."
@@ -45,9 +60,11 @@ store_option = click.option(
 @trace_option
 @policy_option
 @phase_option
-@click.option("--experts", type=click.IntRange(min=1), multiple=True, help="Budgets.  [default: shares of all experts]")
+@click.option(
+    "--experts", type=click.IntRange(1, MOST), multiple=True, help="Budgets.  [default: shares of all experts]"
+)
 @rate_option
-@click.option("--soon", type=click.IntRange(min=0), default=16, show_default=True, help="Tokens that are soon.")
+@click.option("--soon", type=click.IntRange(0, MOST), default=16, show_default=True, help="Tokens that are soon.")
 @click.option("--regret", is_flag=True, help="Also judge the evictions of the run's policy by trust and by its score.")
 @store_option
 @json_option
@@ -71,17 +88,19 @@ def replay(
 
     source = _read(db, run, path, phase, rate)
     trace, of_run, own = source.trace, source.of_run, source.own
-    settings = grid(policies or default_policies(source.trust, own), experts or default_budgets(trace, own), own)
+    names = source.known(policies) or default_policies(source.trust, own)
+    settings = list(grid(names, list(dict.fromkeys(experts)) or default_budgets(trace, own), own))
+    _say_if_slow(len(trace) * len(settings))
     costs = sweep(trace, settings, soon_tokens=soon, **source.terms)
     judged = show.judge(trace, of_run, source.trust, costs, source.bytes_per_s) if regret else []
     if as_json:
         answer: dict[str, Any] = {
             "trace": show.describe(trace, of_run),
             "bytes_per_s": source.bytes_per_s,
-            "costs": [asdict(cost) for cost in costs],
+            "costs": [show.plain(cost) for cost in costs],
         }
         if regret:
-            answer["regret"] = [{"by": by, **asdict(found)} for by, found in judged]
+            answer["regret"] = [{"by": by, **show.plain(found)} for by, found in judged]
         click.echo(json.dumps(answer))
     else:
         show.print_costs(trace, of_run, costs, soon, source.bytes_per_s)
@@ -96,11 +115,12 @@ def replay(
 @trace_option
 @policy_option
 @phase_option
-@click.option(
-    "--hit-rate", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True, help="To reach."
-)
+@click.option("--hit-rate", type=FiniteRange(0, 1, min_open=True), default=0.9, show_default=True, help="To reach.")
 @rate_option
 @click.option("--chart", type=click.Path(path_type=Path), help="Also write the curves as a Vega-Lite chart (JSON).")
+@click.option(
+    "--lru-curve", type=click.Path(path_type=Path), help="Also write textbook LRU's miss ratio at every budget (CSV)."
+)
 @store_option
 @json_option
 @expected_failures
@@ -113,24 +133,30 @@ def plan(
     hit_rate: float,
     rate: float | None,
     chart: Path | None,
+    lru_curve: Path | None,
     store: bool,
     as_json: bool,
 ) -> None:
     """Find the smallest budget, and the best policy for it, that reaches a hit rate on a recorded trace."""
     from observer.replay import show
+    from observer.replay.curve import lru_miss_ratios
     from observer.replay.plan import plan as find
     from observer.replay.plan import worth_a_pin
     from observer.replay.sweep import SOON_TOKENS, curve_budgets, default_policies, grid, sweep
 
     source = _read(db, run, path, phase, rate)
     trace, own = source.trace, source.own
-    names = policies or default_policies(source.trust, own)
-    costs = sweep(trace, grid(names, curve_budgets(trace, own), own), **source.terms)
+    names = source.known(policies) or default_policies(source.trust, own)
+    settings = list(grid(names, curve_budgets(trace, own), own))
+    _say_if_slow(len(trace) * len(settings))
+    costs = sweep(trace, settings, **source.terms)
     if store:  # before the plan, which there may be none of
         _store(db, source, costs, SOON_TOKENS)
     curves = show.curves(show.overall(costs))
     if chart is not None:
-        chart.write_text(show.chart(curves))
+        _write(chart, show.chart(curves))
+    if lru_curve is not None:
+        _write(lru_curve, show.as_csv(lru_miss_ratios(trace)))
     found = find(trace, hit_rate, names, source.trust)
     pins = worth_a_pin(trace)
     if as_json:
@@ -139,7 +165,7 @@ def plan(
                 {
                     "trace": show.describe(trace, source.of_run),
                     "hit_rate": hit_rate,
-                    "plans": [asdict(one) for one in found],
+                    "plans": [show.plain(one) for one in found],
                     "pin": [{**key._asdict(), "share": share} for key, share in pins],
                     "curves": curves,
                 }
@@ -166,6 +192,20 @@ class _Source(NamedTuple):
     def trust(self) -> dict[ExpertKey, float] | None:
         """What policies that use trust know."""
         return None if self.of_run is None else self.of_run.trust
+
+    def known(self, policies: Iterable[str]) -> list[str]:
+        """These policies, each once; raise for one that ranks by a trust which is not here."""
+        from observer.errors import ObserverError
+        from observer.replay.sweep import BELADY
+        from segmoe.policies import make_rule
+
+        names = list(dict.fromkeys(policies))
+        for name in names:
+            if name != BELADY and make_rule(name).uses_trust and not self.trust:
+                raise ObserverError(
+                    f"policy {name!r} ranks by trust, and a trace alone holds none; take --run, of a run that has some"
+                )
+        return names
 
     @property
     def terms(self) -> dict[str, Any]:
@@ -194,6 +234,22 @@ def _read(db: Path, run: str | None, path: Path | None, phase: str, rate: float 
             raise ObserverError(f"the trace holds no {phase} pass; take --phase all")
     measured = GIGA if of_run is None or of_run.bytes_per_s is None else of_run.bytes_per_s
     return _Source(trace, phase, measured if rate is None else rate * GIGA, of_run)
+
+
+def _say_if_slow(accesses: int) -> None:
+    from observer.replay.compiled import IS_COMPILED
+
+    if not IS_COMPILED and accesses > SLOW:
+        click.echo("numba is not installed, so this takes long; `pip install 'segmoe[replay]'` ends that", err=True)
+
+
+def _write(path: Path, text: str) -> None:
+    from observer.errors import ExportError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ExportError(path, f"cannot be written ({error.strerror}); choose another") from None
 
 
 def _store(db: Path, source: _Source, costs: list[Cost], soon_tokens: int) -> None:

@@ -32,7 +32,7 @@ class Group:
     high: float
     evictions: int
     reloaded: int  # came back within the trace
-    tokens_median: float  # until they came back, of those that did
+    tokens_median: float  # until they came back, of those that did; NaN if none did
     bytes_paid: int  # to read them again
     milliseconds_paid: float  # for that at the disk's rate
     regretted: float  # share of evictions that Belady would not have needed
@@ -45,7 +45,7 @@ class Regret:
     """All evictions of an outcome, and in groups from the lowest value to the highest."""
 
     groups: list[Group]
-    difference: float  # share regretted in the highest group less that in the lowest
+    difference: float  # share regretted in the highest group less that in the lowest; NaN of a single group
     difference_low: float
     difference_high: float
 
@@ -74,28 +74,30 @@ def regret(
     paid = np.where(back, trace.nbytes[outcome.evicted], 0)
     block = block_of(trace.pass_index[outcome.evicted_at], len(trace.tokens), BLOCKS)
     edges = np.nanquantile(by, np.linspace(0, 1, groups + 1)) if np.isfinite(by).any() else np.zeros(0)
-    member = [
-        (by >= low) & ((by < high) | (number == groups - 1) & (by <= high))
+    parts = [
+        (low, high, (by >= low) & ((by < high) | (number == groups - 1) & (by <= high)))
         for number, (low, high) in enumerate(pairwise(edges))
     ]
+    parts = [part for part in parts if part[2].any()]  # of few values, or many alike, there may be fewer groups
+    member = [mine for _, _, mine in parts]
     shares = np.array([resampled(regretted[mine], block[mine], BLOCKS) for mine in member]).reshape(len(member), -1)
     found = [
         Group(
-            low=float(edges[number]),
-            high=float(edges[number + 1]),
+            low=float(low),
+            high=float(high),
             evictions=int(mine.sum()),
             reloaded=int(back[mine].sum()),
             tokens_median=float(np.median(waits[mine & back])) if (mine & back).any() else float("nan"),
             bytes_paid=int(paid[mine].sum()),
             milliseconds_paid=float(paid[mine].sum() / bytes_per_s * 1e3),
-            regretted=float(regretted[mine].mean()) if mine.any() else float("nan"),
+            regretted=float(regretted[mine].mean()),
             regretted_low=float(np.nanpercentile(shares[number], LEVEL[0])),
             regretted_high=float(np.nanpercentile(shares[number], LEVEL[1])),
         )
-        for number, mine in enumerate(member)
+        for number, (low, high, mine) in enumerate(parts)
     ]
-    if not found:
-        return Regret(groups=[], difference=float("nan"), difference_low=float("nan"), difference_high=float("nan"))
-    low, high = np.nanpercentile(shares[-1] - shares[0], LEVEL)
+    if len(found) < 2:
+        return Regret(groups=found, difference=float("nan"), difference_low=float("nan"), difference_high=float("nan"))
+    least, most = np.nanpercentile(shares[-1] - shares[0], LEVEL)
     difference = found[-1].regretted - found[0].regretted
-    return Regret(groups=found, difference=difference, difference_low=float(low), difference_high=float(high))
+    return Regret(groups=found, difference=difference, difference_low=float(least), difference_high=float(most))

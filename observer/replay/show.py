@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import altair as alt
@@ -48,7 +50,7 @@ def judge(
     bytes_per_s: float,
 ) -> list[tuple[str, Regret]]:
     """The evictions of the run's policy and budget (else the default's, at the first budget), by score and by trust."""
-    own = Setting(DEFAULT_POLICY, costs[0].experts) if of_run is None else of_run.own
+    own = (None if of_run is None else of_run.own) or Setting(DEFAULT_POLICY, costs[0].experts)
     policy, experts = own.policy, own.experts
     outcome = run_one(trace, *own, trust=trust)
     found = [
@@ -88,6 +90,11 @@ def chart(points: list[dict[str, str | int | float]]) -> str:
         .properties(title="Miss ratio by policy and budget", width=640, height=360)
     )
     return json.dumps(drawn.to_dict())
+
+
+def as_csv(miss_ratios: Iterable[float]) -> str:
+    """A line for each budget, from 0 experts on."""
+    return "experts,miss_ratio\n" + "".join(f"{experts},{ratio:.6g}\n" for experts, ratio in enumerate(miss_ratios))
 
 
 def print_costs(trace: Trace, of_run: RunTrace | None, costs: Sequence[Cost], soon: int, bytes_per_s: float) -> None:
@@ -133,7 +140,7 @@ def print_regret(judged: list[tuple[str, Regret]]) -> None:
                 f"{group.low:.3g} .. {group.high:.3g}",
                 f"{group.evictions:,}",
                 f"{group.reloaded / max(group.evictions, 1):.0%}",
-                f"{group.tokens_median:,.0f}",
+                f"{group.tokens_median:,.0f}" if group.reloaded else "",
                 format_bytes(group.bytes_paid),
                 f"{group.milliseconds_paid:,.0f}",
                 f"{group.regretted:.1%}",
@@ -141,7 +148,9 @@ def print_regret(judged: list[tuple[str, Regret]]) -> None:
             )
         _console().print(
             table,
-            f"highest less lowest: {found.difference:+.1%} [{found.difference_low:+.1%}, {found.difference_high:+.1%}]",
+            f"highest less lowest: {found.difference:+.1%} [{found.difference_low:+.1%}, {found.difference_high:+.1%}]"
+            if len(found.groups) > 1
+            else "All of them rank alike: there is nothing to compare.",
         )
 
 
@@ -187,7 +196,24 @@ def _headline(trace: Trace, of_run: RunTrace | None) -> str:
         text += (
             f"\nThe trace holds {of_run.share:.1%} of the accesses of run {of_run.run['name']}: figures are of these"
         )
+    if of_run is None and trace.nbytes.max() == 1:
+        text += "\nThe trace tells no sizes of experts: each counts as one byte"
     return text
+
+
+def plain(found: Any) -> Any:
+    """A dataclass as JSON takes it: what is not known is null.
+
+    >>> plain([1.5, float("nan")])
+    [1.5, None]
+    """
+    if is_dataclass(found) and not isinstance(found, type):
+        return plain(asdict(found))
+    if isinstance(found, dict):
+        return {name: plain(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [plain(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _console() -> Console:

@@ -449,6 +449,31 @@ def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path, transactions:
     assert ask(db, "SELECT status FROM v_run ORDER BY run_id") == [("started",), ("done",)]
 
 
+def test_what_is_replayed_and_a_job_on_the_same_file_do_each_other_no_harm(tmp_path: Path) -> None:
+    """Ninety short transactions between those of a job: neither loses a row."""
+    db = tmp_path / "record.db"
+    write_run(db, "earlier", 1)
+    engine = open_db(db)
+    with subprocess.Popen(
+        [sys.executable, writing.__file__, db],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as writer:
+        assert writer.stdout is not None
+        for transaction in range(30):
+            assert writer.stdout.readline() == b"recorded\n"
+            for misses in range(3):
+                write_what_if(engine, 1, [replayed("lru", misses=3 * transaction + misses)], bytes_per_s=1e9)
+        assert writer.wait() == 0
+    engine.dispose()
+    assert ask(db, "PRAGMA integrity_check") == [("ok",)]
+    assert ask(db, "SELECT policy, misses FROM v_what_if WHERE run_id = 1") == [("belady", 30), ("lru", 89)]
+    (status, tokens) = ask(db, "SELECT status, tokens FROM v_run WHERE run_id = 2")[0]
+    assert status == "done" and (tokens,) == ask(db, "SELECT SUM(tokens) FROM v_sequence WHERE run_id = 2")[0]
+    assert ask(db, "SELECT sequences, sequences_planned FROM v_run WHERE run_id = 2") == [(1200, 1200)]
+
+
 def at_revision(db: Path, revision: str) -> None:
     """Make a record as an earlier version left it."""
     from alembic import command

@@ -24,6 +24,7 @@ from segmoe.events import ExpertKey
 from segmoe.policies import POLICIES
 from tests.observer.traces import drifting, loops, of_accesses, zipf
 
+HEADER = "turn,phase,step,layer,slot,expert\n"
 CSV = """\
 # route_trace v1
 # model=x arch=y n_layer=2 n_expert=4 n_expert_used=2
@@ -190,12 +191,16 @@ def test_an_exported_trace_replays_like_the_runs_own(record: Path, tmp_path: Pat
     [
         ("", "is no route trace"),
         ("turn,phase\n0,0\n", "it needs rows and the columns"),
-        ("turn,phase,step,layer,slot,expert\n0,0,0,x,0,1\n", "cannot be read as a route trace"),
+        (f"{HEADER}0,0,0,x,0,1\n", "cannot be read as a route trace"),
+        (f"{HEADER}0,0,0,0,0,-1\n", "layers and experts count from 0"),
+        (f"{HEADER}0,0,0,-1,0,1\n", "layers and experts count from 0"),
+        (f"{HEADER}0,0,0,0,0,300000000000\n", "300,000,000,001 experts are more than 1,000,000"),
+        ("\udcff\udcfe", "it is no text"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, content: str, says: str) -> None:
     file = tmp_path / "trace.csv"
-    file.write_text(content)
+    file.write_text(content, errors="surrogateescape")
     result = observer("replay", "--trace", file)
     assert result.exit_code == 1
     assert says in result.stderr
@@ -203,6 +208,8 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, content: str, says: str) ->
 
 def test_bad_requests_get_one_sentence(tmp_path: Path, record: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no")
+    (tmp_path / "good.csv").write_text(CSV)
+    good = ("--trace", tmp_path / "good.csv")
     for arguments, code, says in (
         (("--trace", tmp_path / "none.csv"), 1, "does not exist"),
         (("--trace", tmp_path / "x.parquet"), 1, "is no route trace"),
@@ -210,9 +217,70 @@ def test_bad_requests_get_one_sentence(tmp_path: Path, record: Path) -> None:
         (("--db", record, "--run", "other"), 1, "other"),
         (("--db", record, "--policy", "fate"), 1, "choose one of"),
         (("--trace", "a", "--run", "b"), 2, "not both"),
+        ((*good, "--policy", "trust-per-layer"), 1, "a trace alone holds none"),
+        ((*good, "--rate", "nan"), 2, "is no finite number"),
+        ((*good, "--experts", 10**30), 2, "is not in the range"),
+        ((*good, "--soon", 10**30), 2, "is not in the range"),
     ):
         result = observer("replay", *arguments)
         assert (result.exit_code, says in result.stderr) == (code, True), (arguments, result.stderr)
+
+
+def test_a_plan_refuses_what_it_cannot_reach_or_write(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(CSV)
+    for arguments, code, says in (
+        (("--hit-rate", "nan"), 2, "is no finite number"),
+        (("--hit-rate", 1), 1, "with all experts in memory it is 0.200"),
+        (("--hit-rate", 0.1, "--chart", tmp_path / "no" / "chart.json"), 1, "chart.json: cannot be written"),
+    ):
+        result = observer("plan", "--trace", file, "--policy", "lru", *arguments)
+        assert (result.exit_code, says in result.stderr) == (code, True), (arguments, result.stderr)
+
+
+def test_what_is_not_known_is_null_in_json_and_not_a_word_that_parsers_refuse(tmp_path: Path) -> None:
+    """One eviction, and it never comes back."""
+    file = tmp_path / "trace.csv"
+    file.write_text(HEADER + "0,1,0,0,0,1\n0,1,1,0,0,2\n")
+    asked = ("--trace", file, "--policy", "lru", "--experts", 1, "--regret")
+    answer = observer("replay", *asked, "--json").stdout
+    (judged,) = json.loads(answer, parse_constant=pytest.fail)["regret"]
+    assert len(judged["groups"]) == 1
+    assert (judged["difference"], judged["groups"][0]["tokens_median"]) == (None, None)
+    shown = observer("replay", *asked).stdout
+    assert "nan" not in shown and "there is nothing to compare" in shown and "tells no sizes of experts" in shown
+
+
+def test_a_policy_or_budget_that_is_named_twice_is_replayed_once(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(CSV)
+    twice = ("--policy", "lru", "--policy", "lru", "--experts", 1, "--experts", 1)
+    costs = json.loads(observer("replay", "--trace", file, *twice, "--json").stdout)["costs"]
+    assert [cost["phase"] for cost in costs] == ["all", "prefill", "decode"]
+
+
+def test_textbook_lru_is_written_at_every_budget(record: Path, tmp_path: Path) -> None:
+    file = tmp_path / "curve.csv"
+    asked = ("--db", record, "--run", "own", "--policy", "belady", "--hit-rate", 0.1, "--no-store")
+    assert observer("plan", *asked, "--lru-curve", file).exit_code == 0
+    header, *rows = file.read_text().splitlines()
+    assert (header, rows[0], len(rows)) == ("experts,miss_ratio", "0,1", 161)
+    ratios = [float(row.split(",")[1]) for row in rows]
+    assert ratios == sorted(ratios, reverse=True) and 0 < ratios[-1] < 0.2
+
+
+def test_a_run_is_not_taken_for_its_own_replay_when_the_trust_that_it_saw_is_gone(own_record: Path) -> None:
+    asked = ("--db", own_record, "--run", "trusting", "--policy", "trust", "--experts", 33, "--json")
+
+    def is_own() -> bool:
+        return json.loads(observer("replay", *asked).stdout)["costs"][0]["is_own"]
+
+    assert is_own()
+    with closing(sqlite3.connect(own_record)) as connection, connection:
+        connection.execute("UPDATE expert_trust SET trust = 0.5 WHERE run_id = 1 AND context = '*' AND expert = 3")
+    assert not is_own()
+    assert observer("runs", "delete", "own", "--db", own_record, "--yes").exit_code == 0
+    assert not is_own()
 
 
 def test_the_smallest_budget_is_one_that_one_less_would_not_do() -> None:
