@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from observer.replay.compiled import compiled
 from observer.replay.simulate import UNBOUNDED, Outcome
-from observer.replay.trace import Trace
+from observer.replay.trace import Trace, in_order
 
 NEVER = np.iinfo(np.int64).max
 
@@ -22,7 +22,7 @@ NEVER = np.iinfo(np.int64).max
 def next_uses(trace: Trace) -> NDArray[np.int64]:
     """For each access the index of its expert's next one, or NEVER."""
     found = np.full(len(trace), NEVER, np.int64)
-    order = np.argsort(trace.expert, kind="stable")
+    order = in_order(trace.expert, len(trace.keys))
     same = trace.expert[order[1:]] == trace.expert[order[:-1]]
     found[order[:-1][same]] = order[1:][same]
     return found

@@ -21,20 +21,19 @@ def block_of(number: NDArray[np.integer], count: int, blocks: int) -> NDArray[np
     return np.asarray(number.astype(np.int64) * blocks // max(count, 1))
 
 
-def resampled(flag: NDArray[np.bool_], block: NDArray[np.int64], blocks: int) -> NDArray[np.float64]:
-    """The share of flags in each of RESAMPLES draws of whole blocks, NaN where a draw has none.
+def resampled(marked: NDArray[np.integer], count: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The share of marked ones in each of RESAMPLES draws of whole blocks, NaN where a draw has none at all.
 
-    The draws are the same ones each time, so that a difference of two shares is one of pairs.
+    Both are [blocks]. The draws are the same ones each time, so that a difference of two shares is one of pairs.
     """
-    count, total = np.bincount(block, minlength=blocks), np.bincount(block, flag, minlength=blocks)
-    chosen = _draws(blocks)
+    chosen = _draws(len(count))
     with np.errstate(invalid="ignore"):
-        return np.asarray(total[chosen].sum(1) / count[chosen].sum(1))
+        return np.asarray(marked[chosen].sum(1) / count[chosen].sum(1))
 
 
-def interval(flag: NDArray[np.bool_], block: NDArray[np.int64], blocks: int) -> NDArray[np.float64]:
-    """The 90% interval of the share of flags, [2]; there must be one flag at least."""
-    return np.asarray(np.nanpercentile(resampled(flag, block, blocks), LEVEL))
+def interval(marked: NDArray[np.integer], count: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The 90% interval of the share of marked ones, [2]; there must be one to count at least."""
+    return np.asarray(np.nanpercentile(resampled(marked, count), LEVEL))
 
 
 @cache

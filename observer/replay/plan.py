@@ -64,7 +64,8 @@ def _smallest(trace: Trace, hit_rate: float, policy: str, trust: Mapping[ExpertK
         else:
             low = middle
     block = block_of(trace.pass_index, len(trace.tokens), BLOCKS)
-    low_rate, high_rate = interval(outcome.hit, block, BLOCKS)
+    hits, count = (np.bincount(found, minlength=BLOCKS) for found in (block[outcome.hit], block))
+    low_rate, high_rate = interval(hits, count)
     return Plan(
         policy=policy,
         experts=high,

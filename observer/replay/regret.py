@@ -79,8 +79,7 @@ def regret(
         for number, (low, high) in enumerate(pairwise(edges))
     ]
     parts = [part for part in parts if part[2].any()]  # of few values, or many alike, there may be fewer groups
-    member = [mine for _, _, mine in parts]
-    shares = np.array([resampled(regretted[mine], block[mine], BLOCKS) for mine in member]).reshape(len(member), -1)
+    shares = [resampled(_count(block[mine & regretted]), _count(block[mine])) for _, _, mine in parts]
     found = [
         Group(
             low=float(low),
@@ -101,3 +100,7 @@ def regret(
     least, most = np.nanpercentile(shares[-1] - shares[0], LEVEL)
     difference = found[-1].regretted - found[0].regretted
     return Regret(groups=found, difference=difference, difference_low=float(least), difference_high=float(most))
+
+
+def _count(block: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.bincount(block, minlength=BLOCKS)
