@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -204,6 +206,26 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, content: str, says: str) ->
     result = observer("replay", "--trace", file)
     assert result.exit_code == 1
     assert says in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"ids": None}, "is no route trace of a run"),
+        ({"ids": pa.array([1, 2])}, "is no route trace of a run"),
+        ({"step": pa.array(["a", "b"])}, "is no route trace of a run"),
+        ({"ids": pa.array([[1, 2], []], pa.list_(pa.uint8()))}, "a token without picks"),
+        ({}, ""),
+    ],
+)
+def test_parquet_that_is_no_trace_is_refused(tmp_path: Path, columns: dict[str, pa.Array | None], says: str) -> None:
+    file, two = tmp_path / "trace.parquet", pa.array([0, 1], pa.int32())
+    table = {name: two for name in ("step", "layer", "position")}
+    table |= {"component": pa.array(["model"] * 2), "phase": pa.array(["decode"] * 2)}
+    table |= {"ids": pa.array([[1, 2], [1]], pa.list_(pa.uint8()))} | columns
+    pq.write_table(pa.table({name: column for name, column in table.items() if column is not None}), file)
+    result = observer("replay", "--trace", file, "--policy", "lru")
+    assert (result.exit_code, says in result.stderr) == (1 if says else 0, True), result.output
 
 
 def test_bad_requests_get_one_sentence(tmp_path: Path, record: Path) -> None:
