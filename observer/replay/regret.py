@@ -61,11 +61,15 @@ def regret(
     by: NDArray[np.float64],
     *,
     experts: int,
+    nbytes: int | None = None,
     bytes_per_s: float = 1e9,
     groups: int = 3,
 ) -> Regret:
-    """Judge the evictions in groups of equal size by a value of each, such as trust; NaN is left out."""
-    kept = belady(trace, experts=experts).hit
+    """Judge the evictions in groups of equal size by a value of each, such as trust; NaN is left out.
+
+    Belady has the budget in bytes, if there is one, else that in experts.
+    """
+    kept = belady(trace, experts=experts if nbytes is None else None, nbytes=nbytes).hit
     reload = reloads(trace, outcome)
     back = reload < len(trace)
     regretted = np.zeros(len(reload), np.bool_)

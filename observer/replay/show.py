@@ -51,16 +51,17 @@ def judge(
 ) -> list[tuple[str, Regret]]:
     """The evictions of the run's policy and budget (else the default's, at the first budget), by score and by trust."""
     own = (None if of_run is None else of_run.own) or Setting(DEFAULT_POLICY, costs[0].experts)
-    policy, experts = own.policy, own.experts
+    policy, experts, nbytes = own
     outcome = run_one(trace, *own, trust=trust)
+    terms: dict[str, Any] = {"experts": experts, "nbytes": nbytes, "bytes_per_s": bytes_per_s}
     found = [
         (
             f"score of {policy}, {experts} experts",
-            regret(trace, outcome, outcome.score, experts=experts, bytes_per_s=bytes_per_s),
+            regret(trace, outcome, outcome.score, **terms),
         )
     ]
     if trust:
-        by_trust = regret(trace, outcome, trust_of(trace, outcome, trust), experts=experts, bytes_per_s=bytes_per_s)
+        by_trust = regret(trace, outcome, trust_of(trace, outcome, trust), **terms)
         found.append((f"trust, under {policy}, {experts} experts", by_trust))
     return found
 

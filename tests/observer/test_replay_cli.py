@@ -140,13 +140,14 @@ def test_a_run_with_a_budget_in_bytes_is_replayed_at_it(tmp_path: Path) -> None:
     db = tmp_path / "record.db"
     settings = ("--no-verify", "--limit", 6, "--max-tokens", 32, "--budget", "700KiB", "--trace")
     assert observer("run", "--db", db, "--run", "own", *settings).exit_code == 0
-    assert observer("replay", "--db", db).exit_code == 0
+    judged = json.loads(observer("replay", "--db", db, "--regret", "--json").stdout)["regret"]
     with closing(sqlite3.connect(db)) as connection:
         counted = connection.execute("SELECT budget_experts, budget_bytes, misses, evictions FROM v_run").fetchall()
     figures = ("budget_experts", "budget_bytes", "misses", "evictions")
     kept = stored(db, "own", ", ".join(f"v_what_if.{name}" for name in figures), "is_own AND phase = 'all'")
     assert kept == counted
     assert kept[0][1] == 700 * 1024
+    assert [sum(group["evictions"] for group in found["groups"]) for found in judged] == [kept[0][3]] * 2
 
 
 def test_both_commands_print_tables_and_write_a_chart(record: Path, tmp_path: Path) -> None:
