@@ -116,7 +116,7 @@ def print_costs(trace: Trace, of_run: RunTrace | None, costs: Sequence[Cost], so
             f"{cost.evictions:,}",
             f"{cost.reloads_soon / max(cost.evictions, 1):.1%}",
         )
-    _console().print(_headline(trace, of_run), table, f"Seconds are at {format_bytes(round(bytes_per_s))} a second.")
+    _console().print(_headline(trace, of_run), table, f"Seconds are at {bytes_per_s / 1e9:.3g} GB/s.")
 
 
 def print_regret(judged: list[tuple[str, Regret]]) -> None:
