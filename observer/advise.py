@@ -15,6 +15,7 @@ from rich.table import Table
 from sqlalchemy import Connection, Engine
 
 from observer.db.session import reading
+from observer.errors import ObserverError
 from observer.observation import ALL
 from observer.report import read_report
 from observer.stats.windows import WINDOW_TOKENS
@@ -67,10 +68,17 @@ def advise(
     engine: Engine, run: str | None = None, *, wanted: Sequence[float] = (0.5, 0.8, 0.9), bound: float = 0.1
 ) -> Advice:
     """Read the advice for a run; `bound` is the trust below which an expert may be dropped."""
+    if not 0 <= bound <= 1:
+        raise ObserverError(f"the bound is {bound}, and trust lies between 0 and 1; give one of these")
     shown = read_report(engine, run).run
     run_id, budget = int(shown["run_id"]), int(shown["budget_experts"])
     with reading(engine).begin() as connection:
         keys, uses = _uses(connection, run_id)
+        if not uses.any():
+            raise ObserverError(
+                f"run {shown['name']!r} holds no picks by score window (it has just begun, or they were pruned); "
+                "take another run with --run"
+            )
         total = uses.sum(axis=0)
         order = np.argsort(-total, kind="stable")
         pins = order[: min(budget, len(keys))]

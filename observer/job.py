@@ -110,8 +110,8 @@ def _prepare(config: JobConfig, texts: list[Text], engine: Engine) -> tuple[_Job
         budget={"experts": experts, "budget": config.budget, "policy": config.policy, "trust": trust},
         resolved=config.resolved(
             experts=experts,
-            corpus_sha256=_sha256(texts),
-            trust_sha256=None if trust is None else _sha256(sorted(trust.items())),
+            corpus_sha256=sha256_of(texts),
+            trust_sha256=None if trust is None else sha256_of(sorted(trust.items())),
         ),
         expert_bytes=expert_bytes,
     )
@@ -304,7 +304,8 @@ def _nothing_yet(observation: Observation) -> Snapshot:
     return Snapshot(windows=(), texts=(), tables=tables, totals=observation.totals, events_seen=0, drops={})
 
 
-def _sha256(parts: Sequence[tuple[Any, ...]]) -> str:
+def sha256_of(parts: Sequence[tuple[Any, ...]]) -> str:
+    """Digest of texts, or of trust by expert, as the resolved settings hold it."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps(part).encode())

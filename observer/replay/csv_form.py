@@ -17,6 +17,7 @@ from segmoe.events import ExpertKey
 
 COLUMNS = ("turn", "phase", "step", "layer", "expert")
 COMPONENT = "model"
+MOST_EXPERTS = 1_000_000  # each has a place in memory, whether it was used or not
 
 
 def read_csv(path: Path) -> Trace:
@@ -24,15 +25,7 @@ def read_csv(path: Path) -> Trace:
 
     In this form a prompt's tokens follow one another as steps of their own, however they were batched.
     """
-    comments, header, rows = [], "", []
-    with path.open() as lines:
-        for line in lines:
-            if line.startswith("#"):
-                comments.append(line)
-            elif not header:
-                header = line.strip()
-            elif line.strip():
-                rows.append(line)
+    comments, header, rows = _lines(path)
     names = header.split(",")
     if not set(COLUMNS) <= set(names) or not rows:
         raise ObserverError(f"{path} is no route trace: it needs rows and the columns {', '.join(COLUMNS)}")
@@ -43,10 +36,17 @@ def read_csv(path: Path) -> Trace:
     except ValueError as error:
         raise ObserverError(f"{path} cannot be read as a route trace: {error}") from None
     text = "".join(comments)
+    if wanted[:, 3:].min() < 0:
+        raise ObserverError(f"{path} cannot be read as a route trace: layers and experts count from 0")
     told = re.search(r"\bn_expert=(\d+)", text)
     experts = max(int(told[1]) if told else 0, int(wanted[:, 4].max()) + 1)
     sizes = {int(layer): int(size) for layer, size in re.findall(r"\blayer=(\d+) expert_bytes=(\d+)", text)}
     layers = sorted({*sizes, *np.unique(wanted[:, 3]).tolist()})
+    if experts * len(layers) > MOST_EXPERTS:
+        raise ObserverError(
+            f"{path} cannot be read as a route trace: {len(layers):,} layers of {experts:,} experts are more than "
+            f"{MOST_EXPERTS:,}; experts count from 0 in each layer"
+        )
     numbers = {layer: index * experts for index, layer in enumerate(layers)}
     number = np.array([numbers[one] for one in wanted[:, 3].tolist()]) + wanted[:, 4]
     passes, first, inverse = np.unique(wanted[:, :3], axis=0, return_index=True, return_inverse=True)
@@ -60,3 +60,21 @@ def read_csv(path: Path) -> Trace:
         keys=[ExpertKey(COMPONENT, layer, expert) for layer in layers for expert in range(experts)],
         nbytes=np.repeat([sizes.get(layer, 1) for layer in layers], experts),
     )
+
+
+def _lines(path: Path) -> tuple[list[str], str, list[str]]:
+    """Comments, header and rows."""
+    comments, header, rows = [], "", []
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                if line.startswith("#"):
+                    comments.append(line)
+                elif not header:
+                    header = line.strip()
+                elif line.strip():
+                    rows.append(line)
+    except (UnicodeDecodeError, OSError) as error:
+        why = "it is no text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ObserverError(f"{path} cannot be read as a route trace: {why}") from None
+    return comments, header, rows

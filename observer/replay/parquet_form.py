@@ -16,7 +16,16 @@ from observer.errors import ObserverError
 from observer.replay.trace import Trace
 from segmoe.events import ExpertKey
 
-COLUMNS = ("component", "step", "phase", "layer", "position", "ids")
+SCHEMA = pa.schema(
+    [
+        ("component", pa.string()),
+        ("step", pa.int64()),
+        ("phase", pa.string()),
+        ("layer", pa.int64()),
+        ("position", pa.int64()),
+        ("ids", pa.list_(pa.uint16())),
+    ]
+)
 
 
 def read_parquet(paths: Sequence[Path], sizes: Mapping[ExpertKey, int] | None = None) -> Trace:
@@ -54,27 +63,29 @@ def read_parquet(paths: Sequence[Path], sizes: Mapping[ExpertKey, int] | None = 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        table = pq.read_table(path, columns=list(COLUMNS))
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        table = pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise ObserverError(
             f"{path} is no route trace of a run: {reason}; give a file of `observer run --trace`"
         ) from None
-    component = pc.dictionary_encode(table.column("component").cast(pa.string())).combine_chunks()
+    component = pc.dictionary_encode(table.column("component")).combine_chunks()
     ids = table.column("ids").combine_chunks()
     width: NDArray[Any] = np.diff(ids.offsets.to_numpy())
     if not len(width):
         raise ObserverError(f"{path} holds no picks; record a longer run")
-    # several components pick different numbers of experts: the narrow rows are filled with their first pick
+    if width.min() < 1:
+        raise ObserverError(f"{path} is no route trace of a run: a token without picks; give a file that is whole")
+    # several components pick different numbers of experts: the narrow rows are filled with their last pick
     k = int(width.max())
     flat, offsets = ids.values.to_numpy(), ids.offsets.to_numpy()[:-1]
     column = np.minimum(np.arange(k)[None, :], width[:, None] - 1)
     return {
         "names": component.dictionary.to_pylist(),
         "component": component.indices.to_numpy(),
-        "step": table.column("step").to_numpy().astype(np.int64),
-        "decode": pc.equal(table.column("phase").cast(pa.string()), "decode").to_numpy(),
-        "layer": table.column("layer").to_numpy().astype(np.int64),
+        "step": table.column("step").to_numpy(),
+        "decode": pc.equal(table.column("phase"), "decode").to_numpy(),
+        "layer": table.column("layer").to_numpy(),
         "position": table.column("position").to_numpy(),
         "ids": flat[offsets[:, None] + column],
     }

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from observer.replay.belady import belady
+from observer.replay.blocks import LEVEL, block_of, resampled
+from observer.replay.cost import reloads, tokens_until_reload
 from observer.replay.simulate import Outcome
-from observer.replay.sweep import reloads, tokens_until_reload
 from observer.replay.trace import Trace
 from segmoe.events import ExpertKey
 
-BLOCKS, RESAMPLES = 32, 1000
-LEVEL = (5, 95)  # percentiles
+BLOCKS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Group:
     high: float
     evictions: int
     reloaded: int  # came back within the trace
-    tokens_median: float  # until they came back, of those that did
+    tokens_median: float  # until they came back, of those that did; NaN if none did
     bytes_paid: int  # to read them again
     milliseconds_paid: float  # for that at the disk's rate
     regretted: float  # share of evictions that Belady would not have needed
@@ -45,7 +45,7 @@ class Regret:
     """All evictions of an outcome, and in groups from the lowest value to the highest."""
 
     groups: list[Group]
-    difference: float  # share regretted in the highest group less that in the lowest
+    difference: float  # share regretted in the highest group less that in the lowest; NaN of a single group
     difference_low: float
     difference_high: float
 
@@ -61,50 +61,50 @@ def regret(
     by: NDArray[np.float64],
     *,
     experts: int,
+    nbytes: int | None = None,
     bytes_per_s: float = 1e9,
     groups: int = 3,
 ) -> Regret:
-    """Judge the evictions in groups of equal size by a value of each, such as trust; NaN is left out."""
-    kept = belady(trace, experts=experts).hit
+    """Judge the evictions in groups of equal size by a value of each, such as trust; NaN is left out.
+
+    Belady has the budget in bytes, if there is one, else that in experts.
+    """
+    kept = belady(trace, experts=experts if nbytes is None else None, nbytes=nbytes).hit
     reload = reloads(trace, outcome)
     back = reload < len(trace)
     regretted = np.zeros(len(reload), np.bool_)
     regretted[back] = kept[reload[back]]
     waits = tokens_until_reload(trace, outcome, trace.clock())
     paid = np.where(back, trace.nbytes[outcome.evicted], 0)
-    block = trace.pass_index[outcome.evicted_at].astype(np.int64) * BLOCKS // max(len(trace.tokens), 1)
+    block = block_of(trace.pass_index[outcome.evicted_at], len(trace.tokens), BLOCKS)
     edges = np.nanquantile(by, np.linspace(0, 1, groups + 1)) if np.isfinite(by).any() else np.zeros(0)
-    member = [
-        (by >= low) & ((by < high) | (number == groups - 1) & (by <= high))
+    parts = [
+        (low, high, (by >= low) & ((by < high) | (number == groups - 1) & (by <= high)))
         for number, (low, high) in enumerate(pairwise(edges))
     ]
-    shares = np.array([_resampled(regretted[mine], block[mine]) for mine in member]).reshape(len(member), -1)
+    parts = [part for part in parts if part[2].any()]  # of few values, or many alike, there may be fewer groups
+    shares = [resampled(_count(block[mine & regretted]), _count(block[mine])) for _, _, mine in parts]
     found = [
         Group(
-            low=float(edges[number]),
-            high=float(edges[number + 1]),
+            low=float(low),
+            high=float(high),
             evictions=int(mine.sum()),
             reloaded=int(back[mine].sum()),
             tokens_median=float(np.median(waits[mine & back])) if (mine & back).any() else float("nan"),
             bytes_paid=int(paid[mine].sum()),
             milliseconds_paid=float(paid[mine].sum() / bytes_per_s * 1e3),
-            regretted=float(regretted[mine].mean()) if mine.any() else float("nan"),
+            regretted=float(regretted[mine].mean()),
             regretted_low=float(np.nanpercentile(shares[number], LEVEL[0])),
             regretted_high=float(np.nanpercentile(shares[number], LEVEL[1])),
         )
-        for number, mine in enumerate(member)
+        for number, (low, high, mine) in enumerate(parts)
     ]
-    if not found:
-        return Regret(groups=[], difference=float("nan"), difference_low=float("nan"), difference_high=float("nan"))
-    low, high = np.nanpercentile(shares[-1] - shares[0], LEVEL)
+    if len(found) < 2:
+        return Regret(groups=found, difference=float("nan"), difference_low=float("nan"), difference_high=float("nan"))
+    least, most = np.nanpercentile(shares[-1] - shares[0], LEVEL)
     difference = found[-1].regretted - found[0].regretted
-    return Regret(groups=found, difference=difference, difference_low=float(low), difference_high=float(high))
+    return Regret(groups=found, difference=difference, difference_low=float(least), difference_high=float(most))
 
 
-def _resampled(regretted: NDArray[np.bool_], block: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The share in resamples of whole blocks; the same blocks in every group, so that differences are paired."""
-    count = np.bincount(block, minlength=BLOCKS)[:BLOCKS]
-    total = np.bincount(block, regretted, minlength=BLOCKS)[:BLOCKS]
-    chosen = np.random.default_rng(0).integers(0, BLOCKS, (RESAMPLES, BLOCKS))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(total[chosen].sum(1) / count[chosen].sum(1))
+def _count(block: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.bincount(block, minlength=BLOCKS)

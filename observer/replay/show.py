@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import altair as alt
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from observer.replay.cost import Cost
 from observer.replay.plan import Plan
 from observer.replay.regret import Regret, regret, trust_of
 from observer.replay.sources import RunTrace
-from observer.replay.sweep import BELADY, Cost, run_one
+from observer.replay.sweep import BELADY, Setting, run_one
 from observer.replay.trace import Trace
 from segmoe.events import ExpertKey
 from segmoe.policies import DEFAULT_POLICY
@@ -22,7 +24,6 @@ from segmoe.units import format_bytes
 
 BARS = " ▁▂▃▄▅▆▇█"
 WIDTH = 110  # below it the tables break their cells
-POINTS = 24  # budgets of a curve
 COMPLETE = 1 - 1e-9
 
 
@@ -49,32 +50,31 @@ def judge(
     bytes_per_s: float,
 ) -> list[tuple[str, Regret]]:
     """The evictions of the run's policy and budget (else the default's, at the first budget), by score and by trust."""
-    policy, experts = DEFAULT_POLICY, costs[0].experts
-    if of_run is not None:
-        policy, experts = of_run.run["policy"], of_run.run["budget_experts"]
-    outcome = run_one(trace, policy, experts, trust)
+    own = (None if of_run is None else of_run.own) or Setting(DEFAULT_POLICY, costs[0].experts)
+    policy, experts, nbytes = own
+    outcome = run_one(trace, *own, trust=trust)
+    terms: dict[str, Any] = {"experts": experts, "nbytes": nbytes, "bytes_per_s": bytes_per_s}
     found = [
         (
             f"score of {policy}, {experts} experts",
-            regret(trace, outcome, outcome.score, experts=experts, bytes_per_s=bytes_per_s),
+            regret(trace, outcome, outcome.score, **terms),
         )
     ]
     if trust:
-        by_trust = regret(trace, outcome, trust_of(trace, outcome, trust), experts=experts, bytes_per_s=bytes_per_s)
+        by_trust = regret(trace, outcome, trust_of(trace, outcome, trust), **terms)
         found.append((f"trust, under {policy}, {experts} experts", by_trust))
     return found
 
 
-def curves(
-    trace: Trace, policies: Iterable[str], trust: Mapping[ExpertKey, float] | None
-) -> list[dict[str, str | int | float]]:
-    """Miss ratios at evenly spaced budgets."""
-    budgets = np.unique(np.linspace(1, len(trace.keys), POINTS).round().astype(int)).tolist()
-    return [
-        {"policy": policy, "experts": experts, "miss_ratio": run_one(trace, policy, experts, trust).miss_ratio}
-        for policy in policies
-        for experts in budgets
-    ]
+def curves(costs: Iterable[Cost]) -> list[dict[str, str | int | float]]:
+    """Points of the curves of miss ratios."""
+    names = ("policy", "experts", "miss_ratio", "low", "high")
+    return [{name: getattr(cost, name) for name in names} for cost in costs]
+
+
+def overall(costs: Sequence[Cost]) -> list[Cost]:
+    """Those of all passes together."""
+    return [cost for cost in costs if cost.phase == costs[0].phase]
 
 
 def chart(points: list[dict[str, str | int | float]]) -> str:
@@ -93,17 +93,22 @@ def chart(points: list[dict[str, str | int | float]]) -> str:
     return json.dumps(drawn.to_dict())
 
 
-def print_costs(trace: Trace, of_run: RunTrace | None, costs: list[Cost], soon: int) -> None:
-    """A row for each policy and budget."""
+def as_csv(miss_ratios: Iterable[float]) -> str:
+    """A line for each budget, from 0 experts on."""
+    return "experts,miss_ratio\n" + "".join(f"{experts},{ratio:.6g}\n" for experts, ratio in enumerate(miss_ratios))
+
+
+def print_costs(trace: Trace, of_run: RunTrace | None, costs: Sequence[Cost], soon: int, bytes_per_s: float) -> None:
+    """A row for each policy and budget, of all passes together."""
     table = Table("policy", "experts", "hit rate", "misses", "read", "seconds", "evictions", f"back in {soon} tokens")
     last = ""
-    for cost in costs:
+    for cost in overall(costs):
         if last and cost.policy != last:
             table.add_section()
         last = cost.policy
         table.add_row(
             "Belady (ceiling)" if cost.policy == BELADY else cost.policy,
-            f"{cost.experts:,}",
+            f"{'the run: ' if cost.is_own else ''}{cost.experts:,}",
             f"{1 - cost.miss_ratio:.3f}",
             f"{cost.misses:,}",
             format_bytes(cost.bytes_read),
@@ -111,7 +116,7 @@ def print_costs(trace: Trace, of_run: RunTrace | None, costs: list[Cost], soon: 
             f"{cost.evictions:,}",
             f"{cost.reloads_soon / max(cost.evictions, 1):.1%}",
         )
-    _console().print(_headline(trace, of_run), table)
+    _console().print(_headline(trace, of_run), table, f"Seconds are at {bytes_per_s / 1e9:.3g} GB/s.")
 
 
 def print_regret(judged: list[tuple[str, Regret]]) -> None:
@@ -136,7 +141,7 @@ def print_regret(judged: list[tuple[str, Regret]]) -> None:
                 f"{group.low:.3g} .. {group.high:.3g}",
                 f"{group.evictions:,}",
                 f"{group.reloaded / max(group.evictions, 1):.0%}",
-                f"{group.tokens_median:,.0f}",
+                f"{group.tokens_median:,.0f}" if group.reloaded else "",
                 format_bytes(group.bytes_paid),
                 f"{group.milliseconds_paid:,.0f}",
                 f"{group.regretted:.1%}",
@@ -144,7 +149,9 @@ def print_regret(judged: list[tuple[str, Regret]]) -> None:
             )
         _console().print(
             table,
-            f"highest less lowest: {found.difference:+.1%} [{found.difference_low:+.1%}, {found.difference_high:+.1%}]",
+            f"highest less lowest: {found.difference:+.1%} [{found.difference_low:+.1%}, {found.difference_high:+.1%}]"
+            if len(found.groups) > 1
+            else "All of them rank alike: there is nothing to compare.",
         )
 
 
@@ -190,7 +197,24 @@ def _headline(trace: Trace, of_run: RunTrace | None) -> str:
         text += (
             f"\nThe trace holds {of_run.share:.1%} of the accesses of run {of_run.run['name']}: figures are of these"
         )
+    if of_run is None and trace.nbytes.max() == 1:
+        text += "\nThe trace tells no sizes of experts: each counts as one byte"
     return text
+
+
+def plain(found: Any) -> Any:
+    """A dataclass as JSON takes it: what is not known is null.
+
+    >>> plain([1.5, float("nan")])
+    [1.5, None]
+    """
+    if is_dataclass(found) and not isinstance(found, type):
+        return plain(asdict(found))
+    if isinstance(found, dict):
+        return {name: plain(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [plain(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def _console() -> Console:

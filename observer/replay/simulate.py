@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from observer.replay.compiled import compiled
+from observer.replay.lru import lru
 from observer.replay.trace import Trace
 from segmoe.events import ExpertKey
 from segmoe.policies.ranking import COMPILABLE, NOBODY, Table, enter, fullest, leave, lowest, remove, use
-from segmoe.policies.rules import Rule, score, weight
+from segmoe.policies.rules import LRU, Rule, score, weight
 
 UNBOUNDED = np.iinfo(np.int64).max
 
@@ -56,25 +57,29 @@ def simulate(
     accesses = len(trace)
     hit = np.zeros(accesses, np.bool_)
     evicted_at, evicted, scores = np.zeros(accesses, np.int64), np.zeros(accesses, np.int32), np.zeros(accesses)
-    table, clock = make_table(trace, rule, trust), trace.clock()
-    evictions = _run(
-        table,
-        rule,
-        trace.expert,
-        trace.pass_index,
-        np.arange(1, accesses + 1) if plain else layer_ends(trace),
-        clock,
-        trace.nbytes,
-        UNBOUNDED if experts is None else experts,
-        UNBOUNDED if nbytes is None else nbytes,
-        hit,
-        evicted_at,
-        evicted,
-        scores,
-        np.full(len(trace.keys), -1, np.int64),  # index of the expert's access in the layer's pass under way
-        np.zeros(len(trace.keys), np.int64),
-        np.zeros(len(table.size), np.bool_),
-    )
+    most = (UNBOUNDED if experts is None else experts, UNBOUNDED if nbytes is None else nbytes)
+    if rule.kind == LRU and not rule.per_layer:
+        ends = None if plain else layer_ends(trace)
+        evictions = lru(trace, ends, *most, hit, evicted_at, evicted, scores)
+    else:
+        table = make_table(trace, rule, trust)
+        evictions = _run(
+            table,
+            rule,
+            trace.expert,
+            trace.pass_index,
+            np.arange(1, accesses + 1) if plain else layer_ends(trace),
+            trace.clock(),
+            trace.nbytes,
+            *most,
+            hit,
+            evicted_at,
+            evicted,
+            scores,
+            np.full(len(trace.keys), -1, np.int64),  # index of the expert's access in the layer's pass under way
+            np.zeros(len(trace.keys), np.int64),
+            np.zeros(len(table.size), np.bool_),
+        )
     return Outcome(hit=hit, evicted_at=evicted_at[:evictions], evicted=evicted[:evictions], score=scores[:evictions])
 
 

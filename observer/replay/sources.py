@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, RowMapping
 
 from observer.db.session import reading
-from observer.errors import ObserverError
+from observer.errors import ObserverError, RunNotFound
 from observer.replay.csv_form import read_csv
 from observer.replay.parquet_form import read_parquet
+from observer.replay.sweep import Setting
 from observer.replay.trace import Trace
 from observer.runs import find_run, read_trust
+from observer.settings import TRUST
 from observer.trace_read import open_trace
 from segmoe.events import ExpertKey
 
@@ -23,7 +26,18 @@ class RunTrace(NamedTuple):
 
     trace: Trace
     run: RowMapping  # of v_run
-    trust: dict[ExpertKey, float]  # over all contexts: of the run that its policy took it from, or of itself
+    trust: dict[ExpertKey, float]  # over all contexts: what its policy saw, or else what the run itself found
+    trust_is_known: bool  # whether that is what its policy saw, or it saw none
+    bytes_per_s: float | None  # of the loads that the record holds; None if it holds none
+
+    @property
+    def own(self) -> Setting | None:
+        """The policy and the budget that the run had; None if it ranked by a trust that is not in the record now."""
+        if not self.trust_is_known:
+            return None
+        in_bytes = json.loads(self.run["config"]).get("budget") is not None
+        nbytes = int(self.run["budget_bytes"]) if in_bytes else None
+        return Setting(str(self.run["policy"]), int(self.run["budget_experts"]), nbytes)
 
     @property
     def share(self) -> float:
@@ -51,6 +65,29 @@ def read_run(engine: Engine, name: str | None) -> RunTrace:
         sizes = connection.exec_driver_sql(
             "SELECT component, layer, expert, bytes FROM v_expert WHERE run_id = ?", (run["run_id"],)
         ).fetchall()
+        read, took = connection.exec_driver_sql(
+            "SELECT COALESCE(SUM(bytes), 0), COALESCE(SUM(read_ns), 0) FROM v_residency_event "
+            "WHERE run_id = ? AND kind = 'load'",
+            (run["run_id"],),
+        ).one()
     nbytes = {ExpertKey(component, layer, expert): size for component, layer, expert, size in sizes}
-    source = json.loads(run["config"]).get("trust_from") or files.run  # what its policy saw, or else what it found
-    return RunTrace(read_parquet(files.files, nbytes), run, dict(read_trust(engine, source)))
+    rate = read / took * 1e9 if took and read else None
+    config = json.loads(run["config"])
+    seen = _trust_seen(engine, config)
+    trust = read_trust(engine, files.run) if seen is None else seen
+    known = seen is not None or config.get("trust_from") is None
+    return RunTrace(read_parquet(files.files, nbytes), run, trust, known, rate)
+
+
+def _trust_seen(engine: Engine, config: Mapping[str, Any]) -> dict[ExpertKey, float] | None:
+    """The trust that the run's policy saw, if it saw one and the record still has it as it was."""
+    name = config.get("trust_from")
+    if name is None:
+        return None
+    from observer.job import sha256_of  # slow, and seldom needed
+
+    try:
+        trust = read_trust(engine, name)
+    except RunNotFound:
+        return None
+    return trust if sha256_of(sorted(trust.items())) == config.get(TRUST) else None

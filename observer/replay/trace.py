@@ -68,3 +68,8 @@ class Trace:
     def clock(self) -> NDArray[np.int64]:
         """Tokens up to and including each pass, [passes]: the time that policies decay by."""
         return np.cumsum(np.maximum(self.tokens, 1))
+
+
+def in_order(expert: NDArray[np.integer], count: int) -> NDArray[np.int64]:
+    """The order that puts equal numbers together and leaves them in theirs; numpy sorts 16 bits in linear time."""
+    return np.argsort(expert.astype(np.uint16) if count <= np.iinfo(np.uint16).max + 1 else expert, kind="stable")

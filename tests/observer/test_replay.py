@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,13 @@ from hypothesis import strategies as st
 import segmoe
 from observer.replay import compiled
 from observer.replay.belady import belady, next_uses
+from observer.replay.lru import _by_layers
 from observer.replay.simulate import _run, simulate
 from observer.replay.trace import Trace
 from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded, Routed, StepDone
 from segmoe.policies import POLICIES, make_rule
 from tests import tiny
-from tests.observer.traces import of_accesses
+from tests.observer.traces import of_accesses, zipf
 
 POLICY_NAMES = [*POLICIES, *(f"{name}-per-layer" for name in POLICIES)]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [40, 41, 42, 43, 44]]
@@ -140,10 +143,41 @@ def test_compiled_and_plain_decide_alike(policy: str, monkeypatch: pytest.Monkey
     trust = {key: float(value) for key, value in zip(keys, rng.random(64), strict=True)}
     fast = simulate(trace, make_rule(policy), experts=24, trust=trust)
     monkeypatch.setattr("observer.replay.simulate._run", _run.py_func)
+    monkeypatch.setattr("observer.replay.lru._by_layers", _by_layers.py_func)
     monkeypatch.setattr("observer.replay.simulate._victim", simulate.__globals__["_victim"].py_func)
     slow = simulate(trace, make_rule(policy), experts=24, trust=trust)
     for name in ("hit", "evicted_at", "evicted", "score"):
         np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    picks=st.integers(1, 200),
+    seed=st.integers(0, 1000),
+    width=st.integers(1, 12),
+    experts=st.one_of(st.none(), st.integers(1, 24)),
+    nbytes=st.one_of(st.none(), st.integers(1, 60)),
+    plain=st.booleans(),
+)
+def test_lru_by_itself_does_what_the_shared_order_does(
+    picks: int, seed: int, width: int, experts: int | None, nbytes: int | None, plain: bool
+) -> None:
+    """In passes over three layers of eight experts of all sizes; recency without trust is the same order."""
+    keys = [ExpertKey("model", layer, expert) for layer in range(3) for expert in range(8)]
+    passes = np.arange(picks) // width
+    trace = Trace.of_picks(
+        passes,
+        np.random.default_rng(seed).integers(0, 24, picks),
+        tokens=np.ones(passes[-1] + 1, np.int64),
+        is_decode=np.ones(passes[-1] + 1, np.bool_),
+        keys=keys,
+        nbytes=np.arange(24) % 5 + 1,
+    )
+    budget = dict(experts=experts, nbytes=nbytes, plain=plain)
+    alone = simulate(trace, POLICIES["lru"], **budget)
+    shared = simulate(trace, POLICIES["recency-trust"], **budget)
+    for name in ("hit", "evicted_at", "evicted"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
 
 
 @settings(max_examples=60, deadline=None)
@@ -167,6 +201,48 @@ def test_nobody_misses_less_often_than_belady(accesses: list[int], experts: int)
     for name, rule in POLICIES.items():
         trust = dict.fromkeys(trace.keys, 0.5)
         assert simulate(trace, rule, experts=experts, trust=trust, plain=True).misses >= best, name
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    accesses=st.integers(1, 1500),
+    objects=st.integers(1, 60),
+    seed=st.integers(0, 1000),
+    experts=st.one_of(st.none(), st.integers(1, 61)),
+    nbytes=st.one_of(st.none(), st.integers(1, 200)),
+)
+def test_belady_evicts_whom_one_finds_by_looking_at_all(
+    accesses: int, objects: int, seed: int, experts: int | None, nbytes: int | None
+) -> None:
+    """The resident whose next use is last; of those that are not used again the one of the lowest number."""
+    sizes = np.arange(objects) % 4 + 1
+    rng = np.random.default_rng(seed)
+    trace = replace(of_accesses(rng.integers(0, objects, accesses), objects), nbytes=sizes)
+    following, due, evictions = next_uses(trace), {}, []
+    for at, wanted in enumerate(trace.expert.tolist()):
+        while (
+            wanted not in due
+            and due
+            and (len(due) >= (experts or 10**9) or sum(sizes[list(due)]) + sizes[wanted] > (nbytes or 10**9))
+        ):
+            victim = max(due, key=lambda resident: (due[resident], -resident))
+            evictions.append((at, victim, -float(due.pop(victim))))
+        due[wanted] = following[at]
+    found = belady(trace, experts=experts, nbytes=nbytes)
+    rows = zip(found.evicted_at.tolist(), found.evicted.tolist(), found.score.tolist(), strict=True)
+    assert list(rows) == evictions
+
+
+@pytest.mark.skipif(not compiled.IS_COMPILED, reason="numba is not installed")
+def test_belady_decides_alike_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = of_accesses(zipf(3000, 200))
+    fast = belady(trace, experts=40)
+    for name in ("_run", "_next_uses", "_take", "_free", "_last"):
+        function = getattr(sys.modules[belady.__module__], name)
+        monkeypatch.setattr(sys.modules[belady.__module__], name, function.py_func)
+    slow = belady(trace, experts=40)
+    for name in ("hit", "evicted_at", "evicted", "score"):
+        np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name))
 
 
 def test_next_uses_are_those_that_one_sees() -> None:
