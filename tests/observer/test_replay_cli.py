@@ -47,17 +47,20 @@ def observer(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of batches with padding, then generation, with their traces; the second ranks by trust of the first."""
+    """Runs of batches with padding, then generation, with their traces: plain, by trust of the first, with a stop."""
     db = tmp_path_factory.mktemp("replay") / "record.db"
     settings = ("--no-verify", "--limit", 12, "--max-tokens", 48, "--batch", 4, "--experts", 33)
     generating = ("--generate", 6, "--generate-texts", 3)
-    for name, policy in (("own", ()), ("trusting", ("--policy", "trust", "--trust-from", "own"))):
-        result = observer("run", "--db", db, "--run", name, *settings, *generating, *policy, "--trace")
+    by_trust, stop = ("--policy", "trust", "--trust-from", "own"), ("--total-tokens", 150)
+    for name, more in (("own", ()), ("trusting", by_trust), ("stopped", stop), ("stopped", ())):
+        result = observer("run", "--db", db, "--run", name, *settings, *generating, *more, "--trace")
         assert result.exit_code == 0, result.output
+    with closing(sqlite3.connect(db)) as connection:
+        assert connection.execute("SELECT attempts FROM v_run ORDER BY run_id").fetchall() == [(1,), (1,), (2,)]
     return db
 
 
-@pytest.mark.parametrize("run", ["own", "trusting"])
+@pytest.mark.parametrize("run", ["own", "trusting", "stopped"])
 def test_the_replay_of_a_run_from_its_record_counts_what_the_run_counted(record: Path, run: str) -> None:
     with closing(sqlite3.connect(record)) as connection:
         hits, misses, evictions, read, policy, experts = connection.execute(
@@ -93,7 +96,7 @@ def own_record(record: Path, tmp_path: Path) -> Path:
     return db
 
 
-@pytest.mark.parametrize("run", ["own", "trusting"])
+@pytest.mark.parametrize("run", ["own", "trusting", "stopped"])
 def test_a_replay_is_kept_in_the_record_with_the_runs_own_setting_marked(own_record: Path, run: str) -> None:
     """Marked is exactly what the run counted, phase by phase."""
     printed = json.loads(observer("replay", "--db", own_record, "--run", run, "--json").stdout)
