@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 import duckdb
 import pyarrow as pa
 
-from dashboard.connection import Mirror, RecordError
+from dashboard.connection import Mirror
 from dashboard.contract import VIEWS
+from dashboard.record import RecordError
 
 SECONDS = 5
 ROWS = 10_000

@@ -95,5 +95,5 @@ VIEWS: Final[dict[str, View]] = {
     "v_trace": View(_columns(integer="run_id file_index first_step last_step rows bytes", text="file sha256")),
 }
 
-HEAVY: Final = frozenset({"v_expert_window"})
-"""Views of millions of rows, which the pages copy only when somebody looks at what they hold."""
+EXPERT_WINDOWS: Final = "v_expert_window"
+"""The view of millions of rows, which the pages do not copy: expert_windows.py reads parts of it by their key."""

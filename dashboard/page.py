@@ -7,7 +7,6 @@ import streamlit as st
 
 from dashboard import facts, queries, states, words
 from dashboard.connection import Mirror
-from dashboard.contract import HEAVY
 from dashboard.queries import Run
 
 _LAST, _PAGE, _IS_NEW = "last run", "page", "page is new"
@@ -24,12 +23,6 @@ def begin(title: str) -> Mirror:
     if not queries.runs(mirror):
         states.no_runs(mirror.path)
     return mirror
-
-
-def need_expert_windows(mirror: Mirror) -> None:
-    """Have the figures of each expert in each score window copied, if they are not yet."""
-    mirror.want(HEAVY)
-    states.sync(mirror)
 
 
 def choose_run(mirror: Mirror, key: str = "run", label: str = "Run") -> Run:

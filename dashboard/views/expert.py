@@ -41,7 +41,6 @@ def render() -> None:
         states.nothing("No expert is chosen.", "Choose a layer and an expert, or click a cell on the expert map.")
         st.page_link("views/expert_map.py", label="Go to the expert map")
         return
-    page.need_expert_windows(mirror)
     page.follow(mirror, run.name, lambda run: _figures(mirror, run, chosen))
 
 
@@ -53,7 +52,8 @@ def _figures(mirror: Mirror, run: Run, chosen: expert_figures.Expert) -> None:
     rows = queries.expert(mirror, run.run_id, *chosen)
     expert_figures.draw(rows, queries.ALL_CONTEXTS)
     st.text(findings.evidence(rows[0]))
-    history = queries.expert_history(mirror, run.run_id, *chosen)
+    with states.reading():
+        history = queries.expert_history(mirror, run.run_id, *chosen)
     if history.num_rows:
         _course(history, queries.expert_residency(mirror, run.run_id, *chosen), chosen)
     else:

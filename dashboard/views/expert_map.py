@@ -45,8 +45,6 @@ def render() -> None:
         )
         other = page.choose_other_run(mirror, run, "Difference to") if colour == "difference" else None
         window = _choose_window(mirror, run, context, colour)
-    if window is not None or colour == "residency":
-        page.need_expert_windows(mirror)
     look = _Look(context, colour, other, window)
     page.follow(
         mirror,
@@ -77,7 +75,8 @@ def _figures(mirror: Mirror, run: Run, look: _Look) -> None:
     if look.window is None:
         cells = queries.expert_map(mirror, run.run_id, look.context)
     else:
-        cells = queries.expert_map_at(mirror, run.run_id, look.window)
+        with states.reading():
+            cells = queries.expert_map_at(mirror, run.run_id, look.window)
     if not cells.num_rows and look.window is not None:
         states.nothing("No figures of single experts are recorded for this score window.", "Choose another, or now.")
         return
@@ -91,7 +90,9 @@ def _figures(mirror: Mirror, run: Run, look: _Look) -> None:
         other = queries.expert_difference(mirror, run.run_id, look.other.run_id, look.context)
         cells = cells.append_column("change", other["change"])  # both are in the order of the experts
     if look.colour == "residency" and look.window is None:
-        cells = cells.append_column("residency", queries.residencies(mirror, run.run_id)["residency"])
+        with states.reading() as progress:
+            residencies = queries.residencies(mirror, run.run_id, progress)
+        cells = cells.append_column("residency", residencies["residency"])
     components = sorted(set(cells["component"].to_pylist()))
     chosen = expert_figures.choose(cells, components, on_change=partial(_release_maps, components))
     rows = queries.expert(mirror, run.run_id, *chosen) if chosen else []
