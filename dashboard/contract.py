@@ -6,7 +6,7 @@ RECORD_VARIABLE: Final = "SEGMOE_DASHBOARD_DB"
 """The environment variable that names the record's file to the pages."""
 
 
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 """The newest revision of the record that these pages understand."""
 
 
@@ -93,6 +93,15 @@ VIEWS: Final[dict[str, View]] = {
         is_apart=True,
     ),
     "v_trace": View(_columns(integer="run_id file_index first_step last_step rows bytes", text="file sha256")),
+    "v_what_if": View(
+        _columns(
+            integer="run_id budget_experts budget_bytes is_own accesses misses bytes_read evictions reloads_soon"
+            " soon_tokens",
+            real="miss_ratio miss_ratio_low miss_ratio_high read_ms bytes_per_s",
+            text="phase policy",
+        ),
+        is_apart=True,
+    ),
 }
 
 EXPERT_WINDOWS: Final = "v_expert_window"

@@ -121,6 +121,24 @@ class ValidationRow:
     definition_version: int
 
 
+class WhatIfRow(NamedTuple):
+    """What a policy with a budget would have cost; the names are columns."""
+
+    phase: str  # all, prefill or decode
+    policy: str
+    budget_experts: int
+    budget_bytes: int
+    is_own: int  # 1 if it is what the run had
+    accesses: int  # more than 0
+    misses: int
+    miss_ratio_low: float
+    miss_ratio_high: float
+    bytes_read: int
+    evictions: int
+    reloads_soon: int
+    soon_tokens: int
+
+
 class TraceFile(NamedTuple):
     """A Parquet file of the route trace that is complete and on disk."""
 

@@ -46,7 +46,7 @@ def schema(db: Path | None, markdown: bool) -> None:
 @click.option("--run", required=True, help="Name of the run.")
 @click.option("--windows", type=click.IntRange(min=4), help="Keep at most so many score windows, merged.")
 @click.option("--drop", multiple=True, type=click.Choice(
-    ["expert-windows", "salience", "residency", "coactivation", "trace", "state"]),
+    ["expert-windows", "salience", "residency", "coactivation", "trace", "what-if", "state"]),
     help="Delete these rows; without its state a run cannot go on. May be given several times.")  # fmt: skip
 @expected_failures
 def prune(db: Path, run: str, windows: int | None, drop: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ DETAIL = {
     "residency": "residency_event",
     "coactivation": "coactivation",
     "trace": "trace_file",
+    "what-if": "what_if",
     "state": "run_state",
 }
 """What can be dropped of a run, and its table; without `state` it cannot go on any more."""

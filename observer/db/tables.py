@@ -317,6 +317,28 @@ trace_file = _table(
     comment="One Parquet file of the raw route trace.",
 )
 
+what_if = _table(
+    "what_if",
+    _run_id(),
+    _text("phase", "all, prefill or decode: whose accesses are counted"),
+    _text("policy", "who leaves memory, or belady"),
+    _integer("budget_experts", "experts in memory at most"),
+    _integer("budget_bytes", "of experts in memory at most"),
+    _integer("is_own", "1: the policy and the budget that the run had"),
+    _integer("accesses", "of the trace"),
+    _integer("misses", "of these"),
+    _real("miss_ratio_low", "of the 90% interval"),
+    _real("miss_ratio_high", "of the 90% interval"),
+    _integer("bytes_read", "of experts, from disk"),
+    _integer("evictions", "experts that left memory"),
+    _integer("reloads_soon", "of these, back within soon_tokens"),
+    _integer("soon_tokens", "tokens that are soon"),
+    _real("bytes_per_s", "of the disk; one for all rows of a run"),
+    PrimaryKeyConstraint("run_id", "phase", "policy", "budget_experts"),
+    rowid=False,
+    comment="What a policy with a budget would have cost on the run's trace.",
+)
+
 run_state = _table(
     "run_state",
     _run_id(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from datetime import UTC, datetime
 from itertools import chain, repeat
@@ -25,7 +25,7 @@ from observer.db.session import explain
 from observer.db.windows import make_room
 from observer.errors import DatabaseError, RunNameTaken
 from observer.observation import MOST_WINDOWS
-from observer.rows import CoactivationRows, ExpertWindowRows, SalienceRows, ValidationRow
+from observer.rows import CoactivationRows, ExpertWindowRows, SalienceRows, ValidationRow, WhatIfRow
 from observer.state import Arrays, pack, unpack
 from observer.totals import ScoreTable, Snapshot, TextSeen, Totals, Window
 from observer.trust import DEFINITION_VERSION
@@ -89,7 +89,6 @@ class Writer:
     ) -> None:
         self.run_id = 0
         self._engine = engine
-        self._path = Path(engine.url.database or "")
         self._labels = labels
         self._now = now
         self._most_windows = most_windows
@@ -126,7 +125,7 @@ class Writer:
             begun = connection.exec_driver_sql("SELECT sequences, passes FROM run WHERE run_id = ?", (run_id,)).one()
             if state is None and any(begun):
                 raise DatabaseError(
-                    self._path, "holds no state of this run to go on from; choose another name with --run"
+                    _path(self._engine), "holds no state of this run to go on from; choose another name with --run"
                 )
             kept = 0 if state is None else int(state["observation/windows_total"])
             for table in ("score_window", "expert_window"):
@@ -223,16 +222,8 @@ class Writer:
                 (status, error, now, now, self.run_id),
             )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        """Begin and commit; what the database refuses becomes a DatabaseError."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise DatabaseError(self._path, explain(error.orig)) from error
-        except sqlite3.Error as error:
-            raise DatabaseError(self._path, explain(error)) from error
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        return _committing(self._engine)
 
     def _window(self, window: Window) -> tuple[Any, ...]:
         return (self.run_id, *(getattr(window, name) for name in WINDOW_COLUMNS[1:]))
@@ -263,6 +254,36 @@ def write_validation(engine: Engine, run_id: int, rows: Iterable[ValidationRow])
     """Store how well the run's statistics foretold; earlier rows of the same statistic and scope are replaced."""
     with engine.begin() as connection:
         _run_sql(connection, UPSERT_VALIDATION, [(run_id, *astuple(row)) for row in rows])
+
+
+def write_what_if(engine: Engine, run_id: int, rows: Sequence[WhatIfRow], *, bytes_per_s: float) -> None:
+    """Add what was replayed of a run, in one transaction; a row of the same policy and budget is replaced.
+
+    Rows of an earlier trace go (the run went on since), and all rows that stay take this rate of the disk.
+    """
+    accesses = max(row.accesses for row in rows)  # of phase all
+    with _committing(engine) as connection:
+        if connection.exec_driver_sql("SELECT 1 FROM run WHERE run_id = ?", (run_id,)).first() is None:
+            raise DatabaseError(_path(engine), "does not hold the run any more; nothing was stored")
+        earlier = connection.exec_driver_sql("SELECT MAX(accesses) FROM what_if WHERE run_id = ?", (run_id,)).scalar()
+        if earlier != accesses:
+            connection.exec_driver_sql("DELETE FROM what_if WHERE run_id = ?", (run_id,))
+        _run_sql(connection, UPSERT_WHAT_IF, [(run_id, *row, bytes_per_s) for row in rows])
+        connection.exec_driver_sql("UPDATE what_if SET bytes_per_s = ? WHERE run_id = ?", (bytes_per_s, run_id))
+
+
+@contextmanager
+def _committing(engine: Engine) -> Iterator[Connection]:
+    """Begin and commit; what the database refuses becomes a DatabaseError."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (DBAPIError, sqlite3.Error) as error:
+        raise DatabaseError(_path(engine), explain(error.orig if isinstance(error, DBAPIError) else error)) from error
+
+
+def _path(engine: Engine) -> Path:
+    return Path(engine.url.database or "")
 
 
 def _expert_window(run_id: int, rows: ExpertWindowRows) -> Any:
@@ -330,3 +351,4 @@ UPSERT_TRUST = _upsert_sql(tables.expert_trust, _names(tables.expert_trust))
 UPSERT_STATE = _upsert_sql(tables.run_state, _names(tables.run_state))
 UPSERT_GAP = _upsert_sql(tables.gap, _names(tables.gap))
 UPSERT_VALIDATION = _upsert_sql(tables.validation, _names(tables.validation))
+UPSERT_WHAT_IF = _upsert_sql(tables.what_if, _names(tables.what_if))

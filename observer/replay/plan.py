@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from observer.errors import ObserverError
-from observer.replay.simulate import Outcome
-from observer.replay.sweep import run_one
+from observer.replay.blocks import block_of, interval
+from observer.replay.cost import BLOCKS
+from observer.replay.sweep import memory, run_one
 from observer.replay.trace import Trace
 from segmoe.events import ExpertKey
 
-BLOCKS, RESAMPLES = 16, 1000
 ALWAYS = 0.9  # an expert that so many passes use is worth a pin
 
 
@@ -56,30 +55,21 @@ def worth_a_pin(trace: Trace, limit: int = 16) -> list[tuple[ExpertKey, float]]:
 
 def _smallest(trace: Trace, hit_rate: float, policy: str, trust: Mapping[ExpertKey, float] | None) -> Plan:
     low, high = 0, len(trace.keys)  # the first is too small, the last is enough
-    outcome = run_one(trace, policy, high, trust)
+    outcome = run_one(trace, policy, high, trust=trust)
     while high - low > 1:
         middle = (low + high) // 2
-        tried = run_one(trace, policy, middle, trust)
+        tried = run_one(trace, policy, middle, trust=trust)
         if 1 - tried.miss_ratio >= hit_rate:
             high, outcome = middle, tried
         else:
             low = middle
-    interval = hit_rate_interval(trace, outcome)
-    largest = np.sort(trace.nbytes)[::-1]
+    block = block_of(trace.pass_index, len(trace.tokens), BLOCKS)
+    low_rate, high_rate = interval(outcome.hit, block, BLOCKS)
     return Plan(
         policy=policy,
         experts=high,
-        nbytes=int(largest[:high].sum()),
+        nbytes=memory(trace, high),
         hit_rate=1 - outcome.miss_ratio,
-        low=float(interval[0]),
-        high=float(interval[1]),
+        low=float(low_rate),
+        high=float(high_rate),
     )
-
-
-def hit_rate_interval(trace: Trace, outcome: Outcome) -> NDArray[np.float64]:
-    """The 90% interval of the hit rate, [2], from resampling blocks of passes."""
-    block = trace.pass_index.astype(np.int64) * BLOCKS // max(len(trace.tokens), 1)
-    hits, count = np.bincount(block, outcome.hit, minlength=BLOCKS), np.bincount(block, minlength=BLOCKS)
-    chosen = np.random.default_rng(0).integers(0, BLOCKS, (RESAMPLES, BLOCKS))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.nanpercentile(hits[chosen].sum(1) / count[chosen].sum(1), (5, 95)))

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from observer.replay.belady import belady
+from observer.replay.blocks import LEVEL, block_of, resampled
+from observer.replay.cost import reloads, tokens_until_reload
 from observer.replay.simulate import Outcome
-from observer.replay.sweep import reloads, tokens_until_reload
 from observer.replay.trace import Trace
 from segmoe.events import ExpertKey
 
-BLOCKS, RESAMPLES = 32, 1000
-LEVEL = (5, 95)  # percentiles
+BLOCKS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +72,13 @@ def regret(
     regretted[back] = kept[reload[back]]
     waits = tokens_until_reload(trace, outcome, trace.clock())
     paid = np.where(back, trace.nbytes[outcome.evicted], 0)
-    block = trace.pass_index[outcome.evicted_at].astype(np.int64) * BLOCKS // max(len(trace.tokens), 1)
+    block = block_of(trace.pass_index[outcome.evicted_at], len(trace.tokens), BLOCKS)
     edges = np.nanquantile(by, np.linspace(0, 1, groups + 1)) if np.isfinite(by).any() else np.zeros(0)
     member = [
         (by >= low) & ((by < high) | (number == groups - 1) & (by <= high))
         for number, (low, high) in enumerate(pairwise(edges))
     ]
-    shares = np.array([_resampled(regretted[mine], block[mine]) for mine in member]).reshape(len(member), -1)
+    shares = np.array([resampled(regretted[mine], block[mine], BLOCKS) for mine in member]).reshape(len(member), -1)
     found = [
         Group(
             low=float(edges[number]),
@@ -99,12 +99,3 @@ def regret(
     low, high = np.nanpercentile(shares[-1] - shares[0], LEVEL)
     difference = found[-1].regretted - found[0].regretted
     return Regret(groups=found, difference=difference, difference_low=float(low), difference_high=float(high))
-
-
-def _resampled(regretted: NDArray[np.bool_], block: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The share in resamples of whole blocks; the same blocks in every group, so that differences are paired."""
-    count = np.bincount(block, minlength=BLOCKS)[:BLOCKS]
-    total = np.bincount(block, regretted, minlength=BLOCKS)[:BLOCKS]
-    chosen = np.random.default_rng(0).integers(0, BLOCKS, (RESAMPLES, BLOCKS))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(total[chosen].sum(1) / count[chosen].sum(1))

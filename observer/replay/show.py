@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from observer.replay.cost import Cost
 from observer.replay.plan import Plan
 from observer.replay.regret import Regret, regret, trust_of
 from observer.replay.sources import RunTrace
-from observer.replay.sweep import BELADY, Cost, run_one
+from observer.replay.sweep import BELADY, Setting, run_one
 from observer.replay.trace import Trace
 from segmoe.events import ExpertKey
 from segmoe.policies import DEFAULT_POLICY
@@ -22,7 +22,6 @@ from segmoe.units import format_bytes
 
 BARS = " ▁▂▃▄▅▆▇█"
 WIDTH = 110  # below it the tables break their cells
-POINTS = 24  # budgets of a curve
 COMPLETE = 1 - 1e-9
 
 
@@ -49,10 +48,9 @@ def judge(
     bytes_per_s: float,
 ) -> list[tuple[str, Regret]]:
     """The evictions of the run's policy and budget (else the default's, at the first budget), by score and by trust."""
-    policy, experts = DEFAULT_POLICY, costs[0].experts
-    if of_run is not None:
-        policy, experts = of_run.run["policy"], of_run.run["budget_experts"]
-    outcome = run_one(trace, policy, experts, trust)
+    own = Setting(DEFAULT_POLICY, costs[0].experts) if of_run is None else of_run.own
+    policy, experts = own.policy, own.experts
+    outcome = run_one(trace, *own, trust=trust)
     found = [
         (
             f"score of {policy}, {experts} experts",
@@ -65,16 +63,15 @@ def judge(
     return found
 
 
-def curves(
-    trace: Trace, policies: Iterable[str], trust: Mapping[ExpertKey, float] | None
-) -> list[dict[str, str | int | float]]:
-    """Miss ratios at evenly spaced budgets."""
-    budgets = np.unique(np.linspace(1, len(trace.keys), POINTS).round().astype(int)).tolist()
-    return [
-        {"policy": policy, "experts": experts, "miss_ratio": run_one(trace, policy, experts, trust).miss_ratio}
-        for policy in policies
-        for experts in budgets
-    ]
+def curves(costs: Iterable[Cost]) -> list[dict[str, str | int | float]]:
+    """Points of the curves of miss ratios."""
+    names = ("policy", "experts", "miss_ratio", "low", "high")
+    return [{name: getattr(cost, name) for name in names} for cost in costs]
+
+
+def overall(costs: Sequence[Cost]) -> list[Cost]:
+    """Those of all passes together."""
+    return [cost for cost in costs if cost.phase == costs[0].phase]
 
 
 def chart(points: list[dict[str, str | int | float]]) -> str:
@@ -93,17 +90,17 @@ def chart(points: list[dict[str, str | int | float]]) -> str:
     return json.dumps(drawn.to_dict())
 
 
-def print_costs(trace: Trace, of_run: RunTrace | None, costs: list[Cost], soon: int) -> None:
-    """A row for each policy and budget."""
+def print_costs(trace: Trace, of_run: RunTrace | None, costs: Sequence[Cost], soon: int, bytes_per_s: float) -> None:
+    """A row for each policy and budget, of all passes together."""
     table = Table("policy", "experts", "hit rate", "misses", "read", "seconds", "evictions", f"back in {soon} tokens")
     last = ""
-    for cost in costs:
+    for cost in overall(costs):
         if last and cost.policy != last:
             table.add_section()
         last = cost.policy
         table.add_row(
             "Belady (ceiling)" if cost.policy == BELADY else cost.policy,
-            f"{cost.experts:,}",
+            f"{'the run: ' if cost.is_own else ''}{cost.experts:,}",
             f"{1 - cost.miss_ratio:.3f}",
             f"{cost.misses:,}",
             format_bytes(cost.bytes_read),
@@ -111,7 +108,7 @@ def print_costs(trace: Trace, of_run: RunTrace | None, costs: list[Cost], soon: 
             f"{cost.evictions:,}",
             f"{cost.reloads_soon / max(cost.evictions, 1):.1%}",
         )
-    _console().print(_headline(trace, of_run), table)
+    _console().print(_headline(trace, of_run), table, f"Seconds are at {format_bytes(round(bytes_per_s))} a second.")
 
 
 def print_regret(judged: list[tuple[str, Regret]]) -> None:

@@ -12,6 +12,7 @@ from observer.db.session import reading
 from observer.errors import ObserverError
 from observer.replay.csv_form import read_csv
 from observer.replay.parquet_form import read_parquet
+from observer.replay.sweep import Setting
 from observer.replay.trace import Trace
 from observer.runs import find_run, read_trust
 from observer.trace_read import open_trace
@@ -24,6 +25,14 @@ class RunTrace(NamedTuple):
     trace: Trace
     run: RowMapping  # of v_run
     trust: dict[ExpertKey, float]  # over all contexts: of the run that its policy took it from, or of itself
+    bytes_per_s: float | None  # of the loads that the record holds; None if it holds none
+
+    @property
+    def own(self) -> Setting:
+        """The policy and the budget that the run had."""
+        in_bytes = json.loads(self.run["config"]).get("budget") is not None
+        nbytes = int(self.run["budget_bytes"]) if in_bytes else None
+        return Setting(str(self.run["policy"]), int(self.run["budget_experts"]), nbytes)
 
     @property
     def share(self) -> float:
@@ -51,6 +60,12 @@ def read_run(engine: Engine, name: str | None) -> RunTrace:
         sizes = connection.exec_driver_sql(
             "SELECT component, layer, expert, bytes FROM v_expert WHERE run_id = ?", (run["run_id"],)
         ).fetchall()
+        read, took = connection.exec_driver_sql(
+            "SELECT COALESCE(SUM(bytes), 0), COALESCE(SUM(read_ns), 0) FROM v_residency_event "
+            "WHERE run_id = ? AND kind = 'load'",
+            (run["run_id"],),
+        ).one()
     nbytes = {ExpertKey(component, layer, expert): size for component, layer, expert, size in sizes}
     source = json.loads(run["config"]).get("trust_from") or files.run  # what its policy saw, or else what it found
-    return RunTrace(read_parquet(files.files, nbytes), run, dict(read_trust(engine, source)))
+    rate = read / took * 1e9 if took and read else None
+    return RunTrace(read_parquet(files.files, nbytes), run, dict(read_trust(engine, source)), rate)

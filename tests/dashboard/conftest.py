@@ -13,7 +13,7 @@ from dashboard.connection import Mirror
 
 RECORD = Path(__file__).with_name("record.py")
 TABLES = (
-    *("expert_window", "salience", "residency_event", "coactivation", "gap", "validation", "trace_file"),
+    *("what_if", "expert_window", "salience", "residency_event", "coactivation", "gap", "validation", "trace_file"),
     *("expert_trust", "expert", "score_window", "sequence", "run"),
 )
 Sql = Callable[..., list[dict[str, Any]]]

@@ -38,6 +38,12 @@ RESIDENCY = (
 # (layer, expert, other_layer, other_expert, count, lift) of run 1
 PAIRS = ((2, 3, 2, 12, 400, 3.5), (2, 12, 2, 20, 300, 0.5), (2, 12, 3, 7, 250, 6.25), (1, 4, 2, 12, 200, 2.0))
 PAIRS += ((2, 12, 2, 30, 3, 99.0),)  # too few to tell
+# misses of 2,000 accesses by policy and budget, of run 1, whose own is the second of lru
+WHAT_IF = {
+    "lru": {16: 1400, 64: 500, 128: 210},
+    "use-rate": {16: 1200, 64: 480, 128: 220},
+    "belady": {16: 1000, 64: 300, 128: 180},
+}
 # statistic, scope, rho, low, high of run 1
 VALIDATION = (
     ("trust", "global", 0.54, 0.40, 0.60),
@@ -150,6 +156,13 @@ def details() -> list[tuple[str, dict[str, Any]]]:
     for statistic, scope, rho, low, high in VALIDATION:
         row = dict(run_id=1, statistic=statistic, scope=scope, rho=rho, low=low, high=high)
         rows.append(("validation", row | dict(n=160, texts=88, definition_version=1)))
+    for policy, curve in WHAT_IF.items():
+        for budget, misses in curve.items():
+            row = dict(run_id=1, policy=policy, budget_experts=budget, budget_bytes=4096 * budget, accesses=2000)
+            row |= dict(is_own=int((policy, budget) == ("lru", 64)), misses=misses, bytes_read=4096 * misses)
+            row |= dict(miss_ratio_low=misses / 2000 - 0.02, miss_ratio_high=misses / 2000 + 0.03, bytes_per_s=1e9)
+            row |= dict(evictions=misses - 10, reloads_soon=misses // 4, soon_tokens=16)
+            rows += [("what_if", row | dict(phase=phase)) for phase in ("all", "prefill")]
     rows.append(("gap", dict(run_id=2, reason="queue full", first_step=3, last_step=5, count=900)))
     rows.append(("gap", dict(run_id=2, reason="not finite", first_step=7, last_step=7, count=100)))
     trace = dict(run_id=1, rows=640, bytes=9000, sha256="0" * 64)

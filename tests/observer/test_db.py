@@ -13,8 +13,11 @@ from alembic.migration import MigrationContext
 
 from observer.db import Writer, open_db, session, tables
 from observer.db.session import reading
+from observer.db.writer import write_what_if
 from observer.errors import DatabaseError, RunNameTaken
 from observer.ledger import Scores
+from observer.rows import WhatIfRow
+from observer.runs import delete
 from observer.totals import Totals
 from tests.observer import writing
 from tests.observer.streams import CONTEXTS, EXPERT_BYTES
@@ -222,6 +225,25 @@ EXPECTED = {
         "rows": "INTEGER",
         "bytes": "INTEGER",
         "sha256": "TEXT",
+    },
+    "v_what_if": {
+        "run_id": "INTEGER",
+        "phase": "TEXT",
+        "policy": "TEXT",
+        "budget_experts": "INTEGER",
+        "budget_bytes": "INTEGER",
+        "is_own": "INTEGER",
+        "accesses": "INTEGER",
+        "misses": "INTEGER",
+        "miss_ratio": "REAL",
+        "miss_ratio_low": "REAL",
+        "miss_ratio_high": "REAL",
+        "bytes_read": "INTEGER",
+        "read_ms": "REAL",
+        "bytes_per_s": "REAL",
+        "evictions": "INTEGER",
+        "reloads_soon": "INTEGER",
+        "soon_tokens": "INTEGER",
     },
 }
 ROOT = Path(__file__).parents[2]
@@ -439,16 +461,21 @@ def at_revision(db: Path, revision: str) -> None:
     engine.dispose()
 
 
+def fill(db: Path, table: str, **given: Any) -> None:
+    """Insert a row of made-up values."""
+    with closing(sqlite3.connect(db)) as connection, connection:
+        columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+        made = {"INTEGER": 7, "REAL": 0.5, "TEXT": "x", "BLOB": b"x"}
+        row = {name: made[kind] for _, name, kind, *_ in columns} | {"run_id": 1} | given
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (*row.values(),))
+
+
 def test_a_record_of_the_first_version_is_upgraded_and_keeps_its_rows(tmp_path: Path) -> None:
     db = tmp_path / "record.db"
     at_revision(db, "0001")
-    with closing(sqlite3.connect(db)) as connection, connection:
-        for table in ("run", "sequence", "score_window", "expert", "expert_trust"):
-            columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
-            row = {name: 7 if kind == "INTEGER" else 0.5 if kind == "REAL" else "x" for _, name, kind, *_ in columns}
-            row |= {"run_id": 1} | ({"first_step": 3} if table == "score_window" else {})
-            names = ", ".join(row)
-            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", (*row.values(),))
+    for table in ("run", "sequence", "score_window", "expert", "expert_trust"):
+        fill(db, table, **({"first_step": 3} if table == "score_window" else {}))
     before = {view: ask(db, f"SELECT * FROM {view}") for view in ("v_run", "v_sequence", "v_window", "v_expert_trust")}
     open_db(db).dispose()
     for view, rows in before.items():
@@ -456,3 +483,56 @@ def test_a_record_of_the_first_version_is_upgraded_and_keeps_its_rows(tmp_path: 
     assert ask(db, "SELECT passes, verdict, attempts FROM v_run") == [(5, "{}", 1)]
     assert ask(db, "SELECT passes, last_window FROM v_window") == [(5, 7)]
     assert ask(db, "PRAGMA foreign_key_check") == []
+
+
+def test_a_record_of_the_second_version_is_upgraded_and_keeps_its_rows(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    at_revision(db, "0002")
+    before = [name for (name,) in ask(db, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    names = sorted(set(before) - {"run", "alembic_version"})
+    assert len(names) == 12
+    for table in ("run", *names):
+        fill(db, table)
+    rows = {table: ask(db, f"SELECT * FROM {table}") for table in before if table != "alembic_version"}
+    views = dict(ask(db, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
+    open_db(db).dispose()
+    assert {table: ask(db, f"SELECT * FROM {table}") for table in rows} == rows
+    after = dict(ask(db, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
+    assert after == views | {"v_what_if": after["v_what_if"]}
+    assert ask(db, "SELECT COUNT(*) FROM v_what_if") == [(0,)]
+    assert ask(db, "PRAGMA foreign_key_check") == []
+
+
+def replayed(policy: str, **changes: Any) -> WhatIfRow:
+    return WhatIfRow(phase="all", policy=policy, **{**writing.REPLAYED, **changes})
+
+
+def test_what_was_replayed_replaces_its_own_rows_and_those_of_an_earlier_trace(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    write_run(db, "one", 1)
+    write_run(db, "two", 1)
+    engine = open_db(db)
+
+    def stored(run_id: int) -> list[Any]:
+        return ask(
+            db,
+            "SELECT policy, budget_experts, misses, bytes_per_s, read_ms, miss_ratio FROM v_what_if "
+            f"WHERE run_id = {run_id} ORDER BY policy, budget_experts",
+        )
+
+    first = stored(2)
+    assert stored(1) == first == [("belady", 4, 30, 1e9, 0.0075, 1 / 3), ("lru", 4, 30, 1e9, 0.0075, 1 / 3)]
+    write_what_if(engine, 1, [replayed("lru", misses=45), replayed("lru", budget_experts=8)], bytes_per_s=2e9)
+    assert [row[:4] for row in stored(1)] == [("belady", 4, 30, 2e9), ("lru", 4, 45, 2e9), ("lru", 8, 30, 2e9)]
+    write_what_if(engine, 1, [replayed("lru", accesses=100)], bytes_per_s=1e9)
+    assert [row[:3] for row in stored(1)] == [("lru", 4, 30)]
+    assert stored(2) == first
+    with pytest.raises(DatabaseError, match="does not hold the run any more"):
+        write_what_if(engine, 9, [replayed("lru")], bytes_per_s=1e9)
+    broken = [replayed("lfu", accesses=100), replayed("lfu", accesses=100, budget_experts=None)]
+    with pytest.raises(DatabaseError):
+        write_what_if(engine, 1, broken, bytes_per_s=3e9)
+    assert [row[:4] for row in stored(1)] == [("lru", 4, 30, 1e9)]  # all of it or nothing
+    delete(engine, "one")
+    engine.dispose()
+    assert (stored(1), stored(2)) == ([], first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,11 +14,12 @@ from click.testing import CliRunner, Result
 
 from observer.cli import main
 from observer.errors import ObserverError
+from observer.replay.cost import reloads
 from observer.replay.csv_form import read_csv
 from observer.replay.plan import plan, worth_a_pin
 from observer.replay.regret import regret
 from observer.replay.simulate import simulate
-from observer.replay.sweep import reloads, run_one, sweep
+from observer.replay.sweep import Setting, run_one, sweep
 from segmoe.events import ExpertKey
 from segmoe.policies import POLICIES
 from tests.observer.traces import drifting, loops, of_accesses, zipf
@@ -62,11 +64,86 @@ def test_the_replay_of_a_run_from_its_record_counts_what_the_run_counted(record:
     result = observer("replay", "--db", record, *chosen, "--json", "--regret")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
-    (cost,) = answer["costs"]
+    cost, *by_phase = answer["costs"]
+    assert [one["phase"] for one in by_phase] == ["prefill", "decode"]
     assert (cost["hits"], cost["misses"], cost["evictions"], cost["bytes_read"]) == (hits, misses, evictions, read)
     assert answer["trace"]["share_of_run"] == 1
     assert [found["by"].split()[0] for found in answer["regret"]] == ["score", "trust,"]
     assert sum(group["evictions"] for group in answer["regret"][1]["groups"]) == evictions
+
+
+def stored(db: Path, run: str, what: str, where: str = "1") -> list[tuple]:
+    with closing(sqlite3.connect(db)) as connection:
+        return connection.execute(
+            f"SELECT {what} FROM v_what_if JOIN v_run USING (run_id) WHERE name = ? AND {where} ORDER BY 1, 2, 3, 4",
+            (run,),
+        ).fetchall()
+
+
+@pytest.fixture
+def own_record(record: Path, tmp_path: Path) -> Path:
+    """A copy for this test alone, in which nothing was replayed."""
+    db = tmp_path / record.name
+    shutil.copytree(record.parent, tmp_path, dirs_exist_ok=True)
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("DELETE FROM what_if")
+    return db
+
+
+@pytest.mark.parametrize("run", ["own", "trusting"])
+def test_a_replay_is_kept_in_the_record_with_the_runs_own_setting_marked(own_record: Path, run: str) -> None:
+    """Marked is exactly what the run counted, phase by phase."""
+    printed = json.loads(observer("replay", "--db", own_record, "--run", run, "--json").stdout)
+    kept = stored(own_record, run, "phase, v_what_if.policy, v_what_if.budget_experts, v_what_if.misses, is_own")
+    names = ("phase", "policy", "experts", "misses", "is_own")
+    assert kept == sorted(tuple(cost[name] for name in names) for cost in printed["costs"])
+    assert {policy for _, policy, *_ in kept} > {"belady", "lru", "trust-per-layer"}
+    with closing(sqlite3.connect(own_record)) as connection:
+        counted = connection.execute(
+            "SELECT phase, SUM(w.hits + w.misses), SUM(w.misses), SUM(w.evictions), SUM(w.bytes_read) "
+            "FROM v_window w JOIN v_run USING (run_id) WHERE name = ? GROUP BY phase ORDER BY phase",
+            (run,),
+        ).fetchall()
+    figures = "phase, accesses, v_what_if.misses, v_what_if.evictions, v_what_if.bytes_read"
+    assert stored(own_record, run, figures, "is_own AND phase <> 'all'") == counted
+    every = (
+        "miss_ratio_low <= miss_ratio AND miss_ratio <= miss_ratio_high AND ABS(read_ms - 1e3 * v_what_if.bytes_read"
+    )
+    assert stored(own_record, run, "1, 1, 1, COUNT(*)", f"{every} / bytes_per_s) < 1e-6") == [(1, 1, 1, len(kept))]
+
+
+def test_what_is_kept_grows_with_each_question_and_not_of_files_or_parts(own_record: Path, tmp_path: Path) -> None:
+    def rows() -> int:
+        return len(stored(own_record, "own", "1, 2, 3, 4"))
+
+    asked = ("--db", own_record, "--run", "own", "--policy", "lru")
+    for extra, expected in (
+        (("--no-store",), 0),
+        (("--phase", "decode"), 0),
+        (("--experts", 20), 3),
+        (("--experts", 20), 3),  # again
+        (("--experts", 22), 6),
+    ):
+        assert observer("replay", *asked, *extra).exit_code == 0
+        assert rows() == expected, extra
+    refused = observer("plan", *asked, "--hit-rate", 0.9999)
+    assert (refused.exit_code, "no budget reaches" in refused.stderr) == (1, True)
+    assert rows() == 6 + 3 * 25 - 3  # 24 points and the run's own 33 experts; 22 was there before
+    assert observer("db", "prune", "--db", own_record, "--run", "own", "--drop", "what-if").exit_code == 0
+    assert rows() == 0
+
+
+def test_a_run_with_a_budget_in_bytes_is_replayed_at_it(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    settings = ("--no-verify", "--limit", 6, "--max-tokens", 32, "--budget", "700KiB", "--trace")
+    assert observer("run", "--db", db, "--run", "own", *settings).exit_code == 0
+    assert observer("replay", "--db", db).exit_code == 0
+    with closing(sqlite3.connect(db)) as connection:
+        counted = connection.execute("SELECT budget_experts, budget_bytes, misses, evictions FROM v_run").fetchall()
+    figures = ("budget_experts", "budget_bytes", "misses", "evictions")
+    kept = stored(db, "own", ", ".join(f"v_what_if.{name}" for name in figures), "is_own AND phase = 'all'")
+    assert kept == counted
+    assert kept[0][1] == 700 * 1024
 
 
 def test_both_commands_print_tables_and_write_a_chart(record: Path, tmp_path: Path) -> None:
@@ -94,7 +171,7 @@ def test_the_public_csv_form_is_read(tmp_path: Path) -> None:
     assert trace.is_decode.tolist() == [False, True]
     assert trace.nbytes.tolist() == [10] * 4 + [20] * 4
     result = observer("replay", "--trace", file, "--policy", "lru", "--experts", 8, "--json", "--rate", 0.001)
-    (cost,) = json.loads(result.stdout)["costs"]
+    cost = json.loads(result.stdout)["costs"][0]
     assert (cost["hits"], cost["misses"], cost["bytes_read"], cost["seconds"]) == (1, 4, 60, 6e-5)
 
 
@@ -102,7 +179,7 @@ def test_an_exported_trace_replays_like_the_runs_own(record: Path, tmp_path: Pat
     """Of the generated tokens, where a pass is a token in both forms, and padding plays no part."""
     file = tmp_path / "exported.csv"
     assert observer("trace", "export", "--db", record, "--run", "own", "--out", file).exit_code == 0
-    picked = ("--phase", "decode", "--policy", "lru", "--experts", 50, "--json")
+    picked = ("--phase", "decode", "--policy", "lru", "--experts", 50, "--rate", 1, "--json")
     own = json.loads(observer("replay", "--db", record, "--run", "own", *picked).stdout)["costs"]
     other = json.loads(observer("replay", "--trace", file, *picked).stdout)["costs"]
     assert own == other
@@ -171,7 +248,7 @@ def test_each_eviction_finds_its_reload() -> None:
     outcome = simulate(trace, POLICIES["lru"], experts=2, plain=True)
     assert outcome.evicted.tolist() == [0, 1, 2, 0]
     assert reloads(trace, outcome).tolist() == [3, 4, 5, 6]
-    (cost,) = sweep(trace, ["lru"], [2], bytes_per_s=2, soon_tokens=1)
+    cost = sweep(trace, [Setting("lru", 2)], bytes_per_s=2, soon_tokens=1)[0]
     assert (cost.misses, cost.seconds, cost.evictions, cost.reloads_soon) == (6, 3, 4, 3)
 
 

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from observer.collect import Collector
 from observer.db import RunStart, Writer, open_db
-from observer.db.writer import TextLabels, write_validation
+from observer.db.writer import TextLabels, write_validation, write_what_if
 from observer.observation import MOST_WINDOWS, Observation
-from observer.rows import ValidationRow
+from observer.rows import ValidationRow, WhatIfRow
 from observer.totals import Snapshot
 from tests.observer.details import with_details
 from tests.observer.streams import CONTEXTS, EXPERT_BYTES, Batch, batches
 
 WINDOW_TOKENS = 150
 VALIDATED = dict(statistic="trust", scope="global", rho=0.5, low=0.25, high=0.75, n=12, texts=24, definition_version=1)
+REPLAYED = dict(budget_experts=4, budget_bytes=1000, is_own=1, accesses=90, misses=30, miss_ratio_low=0.25,
+                miss_ratio_high=0.5, bytes_read=7500, evictions=26, reloads_soon=13, soon_tokens=16)  # fmt: skip
 
 
 def start_of(name: str, texts: int) -> RunStart:
@@ -66,6 +68,8 @@ def write_run(
     if finish:
         writer.finish("done")
         write_validation(engine, writer.run_id, [ValidationRow(**VALIDATED)])
+        replayed = [WhatIfRow(phase="all", policy=policy, **REPLAYED) for policy in ("lru", "belady")]
+        write_what_if(engine, writer.run_id, replayed, bytes_per_s=1e9)
     engine.dispose()
 
 
