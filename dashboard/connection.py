@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dashboard.contract import VIEWS
 from dashboard.expert_windows import ExpertWindows
-from dashboard.record import BATCH_ROWS, Cursor, Progress, count, definitions, read, snapshot
+from dashboard.record import BATCH_ROWS, Cursor, Progress, count, definitions, read, read_table, snapshot
 
 _DUCKDB_TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
 _INSERT_ROWS = 16 * BATCH_ROWS  # between two reports of progress
@@ -37,6 +37,7 @@ class Mirror:
         self.expert_windows = ExpertWindows(path)
         self.views = frozenset(views) | {"v_run"}  # that are wanted
         self._copied: frozenset[str] = frozenset()
+        self._apart: dict[str, pa.Table] = {}  # as they were last read
         self.version = 0  # grows with each sync that changed something
         self.definitions: dict[str, str] = {}  # of the record's views, in the record's own words
         self._duckdb = duckdb.connect(":memory:", config=LOCKED)
@@ -81,7 +82,7 @@ class Mirror:
             apart = {
                 name: rows
                 for name in self._in_order()
-                if VIEWS[name].is_apart and (rows := self._differs(record, name)) is not None
+                if VIEWS[name].is_apart and (rows := read_table(record, name)) != self._apart.get(name)
             }
             wanted = self._in_order()
             missing = [name for name in wanted if name not in self._copied and not VIEWS[name].is_apart]
@@ -100,13 +101,9 @@ class Mirror:
                     mirror.execute(f"delete from {name}").fetchall()
                     _insert(mirror, name, rows.to_reader(), progress)
             self._copied = frozenset(wanted)
+            self._apart |= apart
             self.version += 1
             return True
-
-    def _differs(self, record: Cursor, view: str) -> pa.Table | None:
-        """Read a small view, and return it if the mirror's is another."""
-        rows, held = read(record, view).read_all(), self.table(f"from {view}")
-        return None if sorted(map(repr, rows.to_pylist())) == sorted(map(repr, held.to_pylist())) else rows
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
