@@ -64,7 +64,7 @@ def five(scores: Mapping[str, Any], *, title: str) -> alt.Chart:
         .mark_bar()
         .encode(
             x=alt.X("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=2)),
-            y=alt.Y("score:N", title=None, sort=list(DIMENSIONS)),
+            y=alt.Y("score:N", title=None, sort=list(DIMENSIONS), axis=alt.Axis(labelOverlap=False)),
             color=alt.Color("score:N", legend=None, scale=alt.Scale(domain=list(DIMENSIONS), range=PARTS)),
             tooltip=["score:N", alt.Tooltip("value:Q", format=".3f")],
         )
@@ -100,9 +100,7 @@ def grouped(
             x=alt.X("group:N", title=group_title, axis=alt.Axis(labelAngle=0)),
             xOffset=alt.XOffset("figure:N", sort=order),
             y=alt.Y("value:Q", axis=level(value_title)),
-            color=alt.Color(
-                "figure:N", title=None, sort=order, scale=series(order), legend=alt.Legend(orient="bottom")
-            ),
+            color=alt.Color("figure:N", title="", sort=order, scale=series(order), legend=alt.Legend(orient="bottom")),
             tooltip=["group:N", "figure:N", alt.Tooltip("value:Q", format=".3f")],
         )
     )

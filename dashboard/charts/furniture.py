@@ -77,7 +77,7 @@ def themed(chart: Chart, *, dark: bool) -> Chart:
     lines: dict[str, Any] = {"gridColor": ink.line, "domainColor": ink.line}
     drawn: Chart = chart.properties(
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        padding={"left": 0, "right": 8, "top": 4, "bottom": 8},
+        padding={"left": 3, "right": 8, "top": 4, "bottom": 8},
     ).configure(
         title=alt.TitleConfig(color=ink.text, subtitleColor=ink.muted),
         axis=alt.AxisConfig(

@@ -78,7 +78,7 @@ def columns(
     colour = (
         alt.value(MAIN)
         if by is None
-        else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=[OTHER, MAIN]), legend=_BELOW)
+        else alt.Color(f"{by}:N", title="", scale=alt.Scale(range=[OTHER, MAIN]), legend=_BELOW)
     )
     chart: alt.Chart = (
         alt.Chart(table, title=heading(title, finding), height=height)
@@ -90,14 +90,13 @@ def columns(
 
 def strip(table: pa.Table, *, since: Axis, until: str, title: str, finding: str) -> alt.Chart:
     """Draw the stretches that something lasted for as one row of bars."""
-    x = since.x()
     chart: alt.Chart = (
-        alt.Chart(table, title=heading(title, finding), height=34)
-        .mark_bar(height=22, color=MAIN)
+        alt.Chart(table, title=heading(title, finding), height=30)
+        .mark_bar(color=MAIN, clip=True)
         .encode(
-            x=x,
+            x=since.x(),
             x2=alt.X2(f"{until}:Q"),
-            y=alt.Y("row:N", title=None, axis=alt.Axis(minExtent=LEFT, maxExtent=LEFT, labels=False, ticks=False)),
+            y=alt.Y("row:N", title=None, axis=alt.Axis(minExtent=LEFT, maxExtent=LEFT)),
             tooltip=[since.tooltip(",d"), alt.Tooltip(f"{until}:Q", title="until", format=",d"), "reason:N"],
         )
         .transform_calculate(row="'in memory'")
