@@ -35,23 +35,29 @@ class Mirror:
     def __init__(self, path: Path, views: Collection[str] = tuple(VIEWS)) -> None:
         self.path = path
         self.expert_windows = ExpertWindows(path)
-        self.views = frozenset(views) | {"v_run"}  # that are wanted
-        self._copied: frozenset[str] = frozenset()
+        self._wanted = {name: list(VIEWS[name].columns) for name in ("v_run", *views)}  # columns of views
+        self._copied: dict[str, list[str]] = {}
         self._apart: dict[str, pa.Table] = {}  # as they were last read
         self.version = 0  # grows with each sync that changed something
         self.definitions: dict[str, str] = {}  # of the record's views, in the record's own words
         self._duckdb = duckdb.connect(":memory:", config=LOCKED)
         self._syncing = threading.Lock()
         for name, view in VIEWS.items():
-            columns = ", ".join(f'"{column}" {_DUCKDB_TYPES[kind]}' for column, kind in view.columns.items())
-            self._duckdb.execute(f"create table {name} ({columns})")
+            _create(self._duckdb, name, view.columns)
 
-    def want(self, views: Collection[str]) -> None:
-        """Copy these views too, from the next sync on."""
-        self.views |= frozenset(views)
+    def want(self, views: Mapping[str, Collection[str] | None]) -> None:
+        """Copy these columns of these views too, from the next sync on; None is all columns.
+
+        A view that is copied has only the columns that were wanted and those that a sync needs.
+        """
+        for name, columns in views.items():
+            keys = {"run_id", VIEWS[name].grows_by, *self._wanted.get(name, ())}
+            self._wanted[name] = [
+                column for column in VIEWS[name].columns if columns is None or column in columns or column in keys
+            ]
 
     def _in_order(self) -> list[str]:
-        return [name for name in VIEWS if name in self.views]
+        return [name for name in VIEWS if name in self._wanted]
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Open a connection to the mirror, to be closed by the caller; any thread may."""
@@ -85,10 +91,13 @@ class Mirror:
                 if VIEWS[name].is_apart and (rows := read_table(record, name)) != self._apart.get(name)
             }
             wanted = self._in_order()
-            missing = [name for name in wanted if name not in self._copied and not VIEWS[name].is_apart]
+            columns = {name: list(self._wanted[name]) for name in wanted}
+            missing = [name for name in wanted if self._copied.get(name) != columns[name] and not VIEWS[name].is_apart]
             if not gone and not changed and not apart and not missing:
                 return False
             with self._transaction() as mirror:
+                for name in missing:
+                    _create(mirror, name, columns[name])
                 for run_id in gone:
                     _forget(mirror, run_id, VIEWS)
                 for run_id in changed:
@@ -96,11 +105,11 @@ class Mirror:
                 for run_id in runs:
                     for name in wanted if run_id in changed else missing:
                         if not VIEWS[name].is_apart and (name != "v_run" or run_id in changed):
-                            _copy(record, mirror, name, run_id, progress)
+                            _copy(record, mirror, name, columns[name], run_id, progress)
                 for name, rows in apart.items():
                     mirror.execute(f"delete from {name}").fetchall()
                     _insert(mirror, name, rows.to_reader(), progress)
-            self._copied = frozenset(wanted)
+            self._copied = columns
             self._apart |= apart
             self.version += 1
             return True
@@ -127,17 +136,35 @@ def _forget(mirror: duckdb.DuckDBPyConnection, run_id: int, views: Iterable[str]
         mirror.execute(f"delete from {view} where run_id = $run_id", {"run_id": run_id}).fetchall()
 
 
-def _copy(record: Cursor, mirror: duckdb.DuckDBPyConnection, view: str, run_id: int, progress: Progress) -> None:
+def _create(mirror: duckdb.DuckDBPyConnection, view: str, columns: Iterable[str]) -> None:
+    """Make the table that stands for a view, without rows."""
+    types = VIEWS[view].columns
+    fields = ", ".join(f'"{column}" {_DUCKDB_TYPES[types[column]]}' for column in columns)
+    mirror.execute(f"create or replace table {view} ({fields})").fetchall()
+
+
+def _copy(
+    record: Cursor,
+    mirror: duckdb.DuckDBPyConnection,
+    view: str,
+    columns: Collection[str],
+    run_id: int,
+    progress: Progress,
+) -> None:
     """Bring one view of one run up to date; of a view that grows, by what lies from its high-water mark on."""
+
+    def read_rows(where: str, parameters: tuple[object, ...]) -> pa.RecordBatchReader:
+        return read(record, view, where, parameters, columns)
+
     if mark := VIEWS[view].grows_by:
         ((highest,),) = mirror.execute(f"select max({mark}) from {view} where run_id = ?", (run_id,)).fetchall()
         if highest is not None:
             mirror.execute(f"delete from {view} where run_id = ? and {mark} = ?", (run_id, highest)).fetchall()
-            _insert(mirror, view, read(record, view, f"where run_id = ? and {mark} >= ?", (run_id, highest)), progress)
+            _insert(mirror, view, read_rows(f"where run_id = ? and {mark} >= ?", (run_id, highest)), progress)
             if count(record, view, run_id) == _count(mirror, view, run_id):
                 return
             _forget(mirror, run_id, [view])  # rows came in below the mark, or went
-    _insert(mirror, view, read(record, view, "where run_id = ?", (run_id,)), progress)
+    _insert(mirror, view, read_rows("where run_id = ?", (run_id,)), progress)
 
 
 def _insert(mirror: duckdb.DuckDBPyConnection, view: str, rows: pa.RecordBatchReader, progress: Progress) -> None:

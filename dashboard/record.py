@@ -7,7 +7,7 @@ RecordError
     RecordNewerError     a record of a later version
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -81,11 +81,18 @@ def definitions(record: Cursor) -> dict[str, str]:
     return dict(record.fetchall())
 
 
-def read(record: Cursor, view: str, where: str = "", parameters: tuple[object, ...] = ()) -> pa.RecordBatchReader:
-    """Read the rows of a view, batch by batch."""
+def read(
+    record: Cursor,
+    view: str,
+    where: str = "",
+    parameters: tuple[object, ...] = (),
+    columns: Collection[str] | None = None,
+) -> pa.RecordBatchReader:
+    """Read the rows of a view, all columns or some, batch by batch."""
+    types = VIEWS[view].columns
     # The cast settles the type of a column that the view computes: ADBC infers types from the first batch.
-    columns = ", ".join(f'cast("{column}" as {kind}) "{column}"' for column, kind in VIEWS[view].columns.items())
-    record.execute(f"select {columns} from {view} {where}", parameters or None)
+    fields = ", ".join(f'cast("{column}" as {types[column]}) "{column}"' for column in columns or types)
+    record.execute(f"select {fields} from {view} {where}", parameters or None)
     return record.fetch_record_batch()
 
 

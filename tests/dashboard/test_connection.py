@@ -130,7 +130,7 @@ def test_a_view_is_copied_when_it_is_wanted(record: Path, sql: Sql):
     mirror.sync()
     assert len(rows(mirror, "from v_gap")) == 2
     assert rows(mirror, "from v_expert_window") == []
-    mirror.want(["v_expert_window"])
+    mirror.want({"v_expert_window": None})
     assert mirror.sync()
     assert rows(mirror, "select count(*) as n from v_expert_window") == sql("select count(*) as n from v_expert_window")
     assert len(rows(mirror, "from v_run")) == 2
