@@ -97,7 +97,8 @@ class Mirror:
                 return False
             with self._transaction() as mirror:
                 for name in missing:
-                    _create(mirror, name, columns[name])
+                    if columns[name] != self._copied.get(name, list(VIEWS[name].columns)):
+                        _create(mirror, name, columns[name])
                 for run_id in gone:
                     _forget(mirror, run_id, VIEWS)
                 for run_id in changed:
