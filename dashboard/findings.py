@@ -227,7 +227,7 @@ def load(cells: Rows) -> str:
     over = sum(cell["load_log2"] >= 1 for cell in used)
     return (
         f"The busiest expert ({_where(top)}) takes {2 ** top['load_log2']:.1f} times its fair share; "
-        f"{over} of {len(cells)} take at least twice theirs. {_unused(cells)}"
+        f"{over} of {len(cells):,} take at least twice theirs. {_unused(cells)}"
     )
 
 
@@ -250,7 +250,7 @@ def change(cells: Rows) -> str:
     top = max(known, key=lambda cell: abs(cell["change"]))
     return (
         f"Trust differs most at {_where(top)}, by {top['change']:+.2f}; "
-        f"it is higher here for {sum(cell['change'] > 0 for cell in known)} of {len(known)} experts."
+        f"it is higher here for {sum(cell['change'] > 0 for cell in known)} of {len(known):,} experts."
     )
 
 
@@ -270,5 +270,5 @@ def _where(cell: Mapping[str, Any]) -> str:
 def _unused(cells: Rows) -> str:
     dead = sum(bool(cell["dead"]) for cell in cells)
     if dead == 0:
-        return f"All {len(cells)} experts were used."
-    return f"{dead} of {len(cells)} experts {'was' if dead == 1 else 'were'} never used (crossed out)."
+        return f"All {len(cells):,} experts were used."
+    return f"{dead} of {len(cells):,} experts {'was' if dead == 1 else 'were'} never used (crossed out)."
