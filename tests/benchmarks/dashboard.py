@@ -99,6 +99,7 @@ def measure_mirror(path: str, windows: int) -> dict[str, float]:
     mirror = Mirror(Path(path), VIEWS.keys() - {EXPERT_WINDOWS})
     found["first load"] = timed(mirror.sync)
     found["sync without change"] = timed(mirror.sync)
+    found["first look at an expert"] = timed(lambda: queries.expert_history(mirror, 1, "thinker", 0, 0))
     found["first load: residency over the run"] = timed(lambda: queries.residencies(mirror, 1))
     chance = random.Random(1)
 
