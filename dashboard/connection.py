@@ -1,29 +1,20 @@
-"""
-An in-memory DuckDB mirror of the record, kept up to date through ADBC. The questions asked of it are in queries/.
-
-RecordError
-  RecordMissingError     no file at that path
-  RecordUnreadableError  a file, but not a record that these pages understand
-    RecordNewerError     a record of a later version
-"""
+"""An in-memory DuckDB mirror of the record, kept up to date. Reading the file is record.py, the questions queries/."""
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import adbc_driver_sqlite.dbapi as sqlite
 import duckdb
 import pyarrow as pa
 
-from dashboard.contract import REVISION, VIEWS
+from dashboard.contract import VIEWS
+from dashboard.expert_windows import ExpertWindows
+from dashboard.record import BATCH_ROWS, Cursor, Progress, count, definitions, read, read_table, snapshot
 
 _DUCKDB_TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
-_BATCH_ROWS = 65536
-_INSERT_ROWS = 16 * _BATCH_ROWS  # between two reports of progress
-_BUSY_MS = 5000
+_INSERT_ROWS = 16 * BATCH_ROWS  # between two reports of progress
 
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
@@ -32,30 +23,6 @@ LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "lock_configuration": "true",
 }
 """DuckDB reads and writes no file, sees no variable of Python, and none of this can be changed by a query."""
-
-Progress = Callable[[str, int], None]
-"""Told the view that is being copied and how many of its rows of one run were."""
-
-
-class RecordError(Exception):
-    """The record cannot be read; `path` says which, the message why."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"{path}: {why}")
-        self.path = path
-        self.why = why
-
-
-class RecordMissingError(RecordError):
-    """There is no file at `path`."""
-
-
-class RecordUnreadableError(RecordError):
-    """The file at `path` is no database, or a database without the views that pages read."""
-
-
-class RecordNewerError(RecordUnreadableError):
-    """The record was written by a later version than this one."""
 
 
 class Mirror:
@@ -67,43 +34,53 @@ class Mirror:
 
     def __init__(self, path: Path, views: Collection[str] = tuple(VIEWS)) -> None:
         self.path = path
-        self.views = frozenset(views) | {"v_run"}  # that are wanted
-        self._copied: frozenset[str] = frozenset()
+        self.expert_windows = ExpertWindows(path)
+        self._wanted = {name: list(VIEWS[name].columns) for name in ("v_run", *views)}  # columns of views
+        self._copied: dict[str, list[str]] = {}
+        self._apart: dict[str, pa.Table] = {}  # as they were last read
         self.version = 0  # grows with each sync that changed something
         self.definitions: dict[str, str] = {}  # of the record's views, in the record's own words
         self._duckdb = duckdb.connect(":memory:", config=LOCKED)
         self._syncing = threading.Lock()
         for name, view in VIEWS.items():
-            columns = ", ".join(f'"{column}" {_DUCKDB_TYPES[kind]}' for column, kind in view.columns.items())
-            self._duckdb.execute(f"create table {name} ({columns})")
+            _create(self._duckdb, name, view.columns)
 
-    def want(self, views: Collection[str]) -> None:
-        """Copy these views too, from the next sync on."""
-        self.views |= frozenset(views)
+    def want(self, views: Mapping[str, Collection[str] | None]) -> None:
+        """Copy these columns of these views too, from the next sync on; None is all columns.
 
-    @property
-    def is_copied(self) -> bool:
-        """Whether each view that is wanted was copied, so that a sync has little to do."""
-        return self.views <= self._copied
+        A view that is copied has only the columns that were wanted and those that a sync needs.
+        """
+        for name, columns in views.items():
+            keys = {"run_id", VIEWS[name].grows_by, *self._wanted.get(name, ())}
+            self._wanted[name] = [
+                column for column in VIEWS[name].columns if columns is None or column in columns or column in keys
+            ]
 
     def _in_order(self) -> list[str]:
-        return [name for name in VIEWS if name in self.views]
+        return [name for name in VIEWS if name in self._wanted]
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """Open a connection to the mirror, to be closed by the caller; any thread may."""
         return self._duckdb.cursor()
 
-    def table(self, sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
-        """Answer one query, with `$name` parameters, from the mirror; any thread may ask."""
+    def table(
+        self, sql: str, parameters: Mapping[str, object] | None = None, given: Mapping[str, pa.Table] | None = None
+    ) -> pa.Table:
+        """Answer one query, with `$name` parameters, from the mirror; any thread may ask.
+
+        Rows that are `given` for a view stand for the view in this query.
+        """
         with self._duckdb.cursor() as cursor:
+            for view, rows in (given or {}).items():
+                cursor.register(view, rows)  # of this cursor alone, and found before the mirror's own
             return cursor.sql(sql, params=dict(parameters) if parameters else None).to_arrow_table()
 
     def sync(self, progress: Progress = lambda view, rows: None) -> bool:
         """Copy what is new in the record; say whether anything was."""
-        with self._syncing, _snapshot(self.path) as record:
+        with self._syncing, snapshot(self.path) as record:
             if not self.definitions:
-                self.definitions = _definitions(record)
-            runs = {row["run_id"]: row for row in _read(record, "v_run").read_all().to_pylist()}
+                self.definitions = definitions(record)
+            runs = {row["run_id"]: row for row in read(record, "v_run").read_all().to_pylist()}
             held = {row["run_id"]: row for row in self.table("from v_run").to_pylist()}
             # An id that now names another run (the file was replaced) keeps nothing of the old one.
             gone = [key for key, row in held.items() if key not in runs or _identity(row) != _identity(runs[key])]
@@ -111,13 +88,17 @@ class Mirror:
             apart = {
                 name: rows
                 for name in self._in_order()
-                if VIEWS[name].is_apart and (rows := self._differs(record, name)) is not None
+                if VIEWS[name].is_apart and (rows := read_table(record, name)) != self._apart.get(name)
             }
             wanted = self._in_order()
-            missing = [name for name in wanted if name not in self._copied and not VIEWS[name].is_apart]
+            columns = {name: list(self._wanted[name]) for name in wanted}
+            missing = [name for name in wanted if self._copied.get(name) != columns[name] and not VIEWS[name].is_apart]
             if not gone and not changed and not apart and not missing:
                 return False
             with self._transaction() as mirror:
+                for name in missing:
+                    if columns[name] != self._copied.get(name, list(VIEWS[name].columns)):
+                        _create(mirror, name, columns[name])
                 for run_id in gone:
                     _forget(mirror, run_id, VIEWS)
                 for run_id in changed:
@@ -125,18 +106,14 @@ class Mirror:
                 for run_id in runs:
                     for name in wanted if run_id in changed else missing:
                         if not VIEWS[name].is_apart and (name != "v_run" or run_id in changed):
-                            _copy(record, mirror, name, run_id, progress)
+                            _copy(record, mirror, name, columns[name], run_id, progress)
                 for name, rows in apart.items():
                     mirror.execute(f"delete from {name}").fetchall()
                     _insert(mirror, name, rows.to_reader(), progress)
-            self._copied = frozenset(wanted)
+            self._copied = columns
+            self._apart |= apart
             self.version += 1
             return True
-
-    def _differs(self, record: sqlite.Cursor, view: str) -> pa.Table | None:
-        """Read a small view, and return it if the mirror's is another."""
-        rows, held = _read(record, view).read_all(), self.table(f"from {view}")
-        return None if sorted(map(repr, rows.to_pylist())) == sorted(map(repr, held.to_pylist())) else rows
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -151,46 +128,8 @@ class Mirror:
             cursor.commit()
 
 
-@contextmanager
-def _snapshot(path: Path) -> Iterator[sqlite.Cursor]:
-    """Open the record read-only in one read transaction, and close it: a reader that stays makes the log grow."""
-    if not path.exists():
-        raise RecordMissingError(path, "there is no such file")
-    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-    try:
-        with sqlite.connect(uri, autocommit=True) as connection, connection.cursor() as cursor:
-            cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(_BATCH_ROWS)})
-            cursor.execute(f"pragma busy_timeout = {_BUSY_MS}")
-            cursor.fetchall()
-            cursor.execute("begin")
-            _refuse_newer(cursor, path)
-            yield cursor
-            cursor.execute("rollback")
-    except sqlite.Error as error:
-        raise RecordUnreadableError(path, str(error).splitlines()[0]) from error
-
-
-def _refuse_newer(record: sqlite.Cursor, path: Path) -> None:
-    record.execute("select version_num from alembic_version")
-    for (revision,) in record.fetchall():
-        if revision > REVISION:
-            raise RecordNewerError(path, f"it is of revision {revision}, and this dashboard knows {REVISION} at most")
-
-
-def _definitions(record: sqlite.Cursor) -> dict[str, str]:
-    record.execute("select name, sql from sqlite_master where type = 'view'")
-    return dict(record.fetchall())
-
-
 def _identity(run: Mapping[str, Any]) -> tuple[object, object]:
     return run["name"], run["started_at"]
-
-
-def _read(record: sqlite.Cursor, view: str, where: str = "", parameters: tuple[int, ...] = ()) -> pa.RecordBatchReader:
-    # The cast settles the type of a column that the view computes: ADBC infers types from the first batch.
-    columns = ", ".join(f'cast("{column}" as {kind}) "{column}"' for column, kind in VIEWS[view].columns.items())
-    record.execute(f"select {columns} from {view} {where}", parameters or None)
-    return record.fetch_record_batch()
 
 
 def _forget(mirror: duckdb.DuckDBPyConnection, run_id: int, views: Iterable[str]) -> None:
@@ -198,17 +137,35 @@ def _forget(mirror: duckdb.DuckDBPyConnection, run_id: int, views: Iterable[str]
         mirror.execute(f"delete from {view} where run_id = $run_id", {"run_id": run_id}).fetchall()
 
 
-def _copy(record: sqlite.Cursor, mirror: duckdb.DuckDBPyConnection, view: str, run_id: int, progress: Progress) -> None:
+def _create(mirror: duckdb.DuckDBPyConnection, view: str, columns: Iterable[str]) -> None:
+    """Make the table that stands for a view, without rows."""
+    types = VIEWS[view].columns
+    fields = ", ".join(f'"{column}" {_DUCKDB_TYPES[types[column]]}' for column in columns)
+    mirror.execute(f"create or replace table {view} ({fields})").fetchall()
+
+
+def _copy(
+    record: Cursor,
+    mirror: duckdb.DuckDBPyConnection,
+    view: str,
+    columns: Collection[str],
+    run_id: int,
+    progress: Progress,
+) -> None:
     """Bring one view of one run up to date; of a view that grows, by what lies from its high-water mark on."""
+
+    def read_rows(where: str, parameters: tuple[object, ...]) -> pa.RecordBatchReader:
+        return read(record, view, where, parameters, columns)
+
     if mark := VIEWS[view].grows_by:
         ((highest,),) = mirror.execute(f"select max({mark}) from {view} where run_id = ?", (run_id,)).fetchall()
         if highest is not None:
             mirror.execute(f"delete from {view} where run_id = ? and {mark} = ?", (run_id, highest)).fetchall()
-            _insert(mirror, view, _read(record, view, f"where run_id = ? and {mark} >= ?", (run_id, highest)), progress)
-            if _count(record, view, run_id) == _count(mirror, view, run_id):
+            _insert(mirror, view, read_rows(f"where run_id = ? and {mark} >= ?", (run_id, highest)), progress)
+            if count(record, view, run_id) == _count(mirror, view, run_id):
                 return
             _forget(mirror, run_id, [view])  # rows came in below the mark, or went
-    _insert(mirror, view, _read(record, view, "where run_id = ?", (run_id,)), progress)
+    _insert(mirror, view, read_rows("where run_id = ?", (run_id,)), progress)
 
 
 def _insert(mirror: duckdb.DuckDBPyConnection, view: str, rows: pa.RecordBatchReader, progress: Progress) -> None:
@@ -232,7 +189,6 @@ def _insert_batches(mirror: duckdb.DuckDBPyConnection, view: str, batches: list[
     return int(rows.num_rows)
 
 
-def _count(database: sqlite.Cursor | duckdb.DuckDBPyConnection, view: str, run_id: int) -> int:
-    database.execute(f"select count(*) from {view} where run_id = ?", (run_id,))
-    ((count,),) = database.fetchall()
-    return int(count)
+def _count(mirror: duckdb.DuckDBPyConnection, view: str, run_id: int) -> int:
+    ((rows,),) = mirror.execute(f"select count(*) from {view} where run_id = ?", (run_id,)).fetchall()
+    return int(rows)

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from dashboard.console_worker import SECONDS, TOO_LARGE, too_long
+from dashboard.record import Progress
 
 _GRACE_S = 1.5  # to hear of an interrupted query before its process is killed
-_SYNC_S = 120  # to copy the views that a query names
+_SYNC_S = 60  # to copy the next part of the views that a query names
 
 
 class Answer(NamedTuple):
@@ -37,6 +38,11 @@ class Console:
         self._one_at_a_time = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
 
+    def copy(self, sql: str, progress: Progress) -> None:
+        """Have what one statement reads copied, which may take long; if it cannot be, running it will say why."""
+        with self._one_at_a_time, contextlib.suppress(TimeoutError, EOFError, BrokenPipeError):
+            self._wait(self._send(sql, {}, is_copy=True), progress)
+
     def run(self, sql: str, parameters: Mapping[str, object] | None = None) -> Answer:
         """Run one statement; every failure is an answer."""
         with self._one_at_a_time:
@@ -54,14 +60,23 @@ class Console:
         with self._one_at_a_time:
             self._kill()
 
-    def _ask(self, sql: str, parameters: Mapping[str, object]) -> Answer:
+    def _send(self, sql: str, parameters: Mapping[str, object], *, is_copy: bool) -> "_Source":
         worker = self._running()
         assert worker.stdin is not None
         assert worker.stdout is not None
-        worker.stdin.write(json.dumps({"sql": sql, "parameters": parameters}).encode() + b"\n")
+        worker.stdin.write(json.dumps({"sql": sql, "parameters": parameters, "is_copy": is_copy}).encode() + b"\n")
         worker.stdin.flush()
-        source = _Source(worker.stdout.fileno())
-        message = source.message(_SYNC_S)
+        return _Source(worker.stdout.fileno())
+
+    def _wait(self, source: "_Source", progress: Progress) -> dict[str, Any]:
+        """Wait until the process has copied what it needs."""
+        while (message := source.message(_SYNC_S))["state"] == "copying":
+            progress(message["view"], message["rows"])
+        return message
+
+    def _ask(self, sql: str, parameters: Mapping[str, object]) -> Answer:
+        source = self._send(sql, parameters, is_copy=False)
+        message = self._wait(source, lambda view, rows: None)
         if message["state"] == "running":
             message = source.message(self.seconds + _GRACE_S)
         if message["state"] == "error":

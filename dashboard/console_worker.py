@@ -2,107 +2,41 @@
 The process that runs people's SQL, `python -m dashboard.console_worker FILE SECONDS`; console.py starts and ends it.
 
 It has a mirror of its own, of the views that were asked for, and answers one request at a time: a line of JSON in
-(`sql`, `parameters`), a line of JSON out when the mirror is up to date, another one with the answer's shape or the
-error, then the rows as an Arrow stream. A query that cannot be interrupted takes this process with it, not the pages.
+(`sql`, `parameters`, `is_copy`), lines of JSON out while the mirror is brought up to date, one when it is, another one
+with the answer's shape or the error, then the rows as an Arrow stream. A request that only copies ends before those. A
+query that cannot be interrupted takes this process with it, not the pages.
 """
 
 import contextlib
 import json
 import os
-import re
 import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import duckdb
 import pyarrow as pa
 
-from dashboard.connection import Mirror, RecordError
-from dashboard.contract import VIEWS
+from dashboard.connection import Mirror
+from dashboard.contract import EXPERT_WINDOWS
+from dashboard.record import RecordError
+from dashboard.statement import Permitted, RefusedError, permit
 
 SECONDS = 5
 ROWS = 10_000
 BYTES = 16 << 20
 MEMORY_BYTES = 6 << 30  # of address space, beside what is in use when a query starts
 
-TABLE_FUNCTIONS = frozenset(
-    [
-        "range",
-        "generate_series",
-        "unnest",
-        "repeat",
-        "histogram",
-        "histogram_values",
-        "summary",
-        "json_each",
-        "json_tree",
-        "duckdb_tables",
-        "duckdb_columns",
-        "duckdb_functions",
-        "pragma_table_info",
-    ]
-)
-"""Functions that may stand where a table stands; all others are refused, so that no new one becomes a way out."""
-
-_EXPLAIN = re.compile(r"explain(\s+analyze)?\b(?!\s*\()", re.IGNORECASE)
-_COMMENTS = re.compile(r"^(\s+|--[^\n]*(\n|$)|/\*.*?\*/)+", re.DOTALL)
-
-
 TOO_LARGE = "Stopped: it needs more memory than a query may have. Ask for less: filter, or aggregate first."
-
-
-class RefusedError(Exception):
-    """The SQL is not one SELECT or EXPLAIN, or it names what is not allowed."""
-
-
-def permit(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, set[str]]:
-    """Return the one statement to run, and the views that it names; refuse everything but reading the mirror."""
-    statements = connection.extract_statements(sql)
-    if len(statements) != 1:
-        raise RefusedError(f"Give exactly one statement; this is {len(statements)}.")
-    (statement,) = statements
-    text = _COMMENTS.sub("", statement.query)
-    prefix = ""
-    if statement.type == duckdb.StatementType.EXPLAIN:
-        explain = _EXPLAIN.match(text)
-        if explain is None:
-            raise RefusedError("Only EXPLAIN and EXPLAIN ANALYZE without options are allowed.")
-        prefix, text = explain.group() + " ", text[explain.end() :]
-        return prefix + (inner := permit(connection, text))[0], inner[1]
-    if statement.type != duckdb.StatementType.SELECT:
-        kind = statement.type.name.replace("_", " ")
-        raise RefusedError(f"Only SELECT and EXPLAIN are allowed; this is {kind}.")
-    ((tree,),) = connection.execute("select json_serialize_sql(?)", (text,)).fetchall()
-    parsed = json.loads(tree)
-    if parsed["error"]:
-        raise RefusedError(f"Only SELECT and EXPLAIN are allowed: {parsed['error_message']}.")
-    nodes = list(_walk(parsed))
-    for node in nodes:
-        if node.get("type") == "TABLE_FUNCTION":
-            name = str(node["function"].get("function_name", "")).lower()
-            if name not in TABLE_FUNCTIONS:
-                raise RefusedError(
-                    f"The table function {name} is not allowed; {', '.join(sorted(TABLE_FUNCTIONS))} are."
-                )
-    return text, {name for node in nodes if (name := str(node.get("table_name", "")).lower()) in VIEWS}
 
 
 def too_long(seconds: float) -> str:
     """Say why a query was stopped."""
     return f"Stopped after {seconds:g} s. Ask for less: filter, or aggregate first."
-
-
-def _walk(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, list):
-        for part in node:
-            yield from _walk(part)
 
 
 def run(mirror: Mirror, sql: str, parameters: Mapping[str, object], seconds: float) -> tuple[pa.Table, bool]:
@@ -150,12 +84,14 @@ def serve(path: Path, seconds: float, requests: BinaryIO, answers: BinaryIO) -> 
         request = json.loads(line)
         try:
             with mirror.cursor() as cursor:
-                sql, views = permit(cursor, request["sql"])
-            mirror.want(views)
-            mirror.sync()
+                statement = permit(cursor, request["sql"])
+            _copy(mirror, statement, answers)
+            if request["is_copy"]:
+                _say(answers, state="copied")
+                continue
             _say(answers, state="running")
             with limited():
-                table, is_all = run(mirror, sql, request["parameters"], seconds)
+                table, is_all = run(mirror, statement.sql, request["parameters"], seconds)
                 sink = pa.BufferOutputStream()
                 with pa.ipc.new_stream(sink, table.schema) as stream:
                     stream.write_table(table)
@@ -170,6 +106,12 @@ def serve(path: Path, seconds: float, requests: BinaryIO, answers: BinaryIO) -> 
             _say(answers, state="done", bytes=rows.size, is_all=is_all)
             answers.write(rows)
             answers.flush()
+
+
+def _copy(mirror: Mirror, statement: Permitted, answers: BinaryIO) -> None:
+    """Copy the views that a statement names, of the one of millions of rows no more columns than it may read."""
+    mirror.want({view: statement.columns if view == EXPERT_WINDOWS else None for view in statement.views})
+    mirror.sync(lambda view, rows: _say(answers, state="copying", view=view, rows=rows))
 
 
 def _say(answers: BinaryIO, **message: object) -> None:

@@ -104,5 +104,5 @@ VIEWS: Final[dict[str, View]] = {
     ),
 }
 
-HEAVY: Final = frozenset({"v_expert_window"})
-"""Views of millions of rows, which the pages copy only when somebody looks at what they hold."""
+EXPERT_WINDOWS: Final = "v_expert_window"
+"""The view of millions of rows, which the pages do not copy: expert_windows.py reads parts of it by their key."""

@@ -9,13 +9,28 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def course(rows: Rows, field: str, name: str, form: str = ".2f") -> str:
+    """Say where a figure began, where it stands, and between what it moved, phase by phase: they are not alike.
+
+    >>> course([{"phase": "prefill", "x": 1}, {"phase": "prefill", "x": 2}, {"phase": "decode", "x": 9}], "x", "x", "d")
+    'In prefill x began at 1 and stands at 2, between 1 and 2. In decode x began at 9 and stands at 9, between 9 and 9.'
+    """
+    phases = list(dict.fromkeys(row["phase"] for row in rows if row[field] is not None))
+    if len(phases) < 2:
+        said = moved(rows, field, name, form)
+        return said[0].upper() + said[1:]
+    return " ".join(
+        f"In {phase} {moved([row for row in rows if row['phase'] == phase], field, name, form)}" for phase in phases
+    )
+
+
+def moved(rows: Rows, field: str, name: str, form: str = ".2f") -> str:
     """Say where a figure began, where it stands, and between what it moved."""
     values = [row[field] for row in rows if row[field] is not None]
     if not values:
-        return f"There is no {name.lower()} yet."
+        return f"there is no value of {name} yet."
     return (
-        f"{name} began at {values[0]:{form}} and stands at {values[-1]:{form}}; "
-        f"it moved between {min(values):{form}} and {max(values):{form}}."
+        f"{name} began at {values[0]:{form}} and stands at {values[-1]:{form}}, "
+        f"between {min(values):{form}} and {max(values):{form}}."
     )
 
 
@@ -25,7 +40,7 @@ def interval(rows: Rows) -> str:
         return "There is no score window yet."
     first, last = rows[0], rows[-1]
     before, now = first["trust_high"] - first["trust_low"], last["trust_high"] - last["trust_low"]
-    return f"{course(rows, 'trust', 'Trust')} Its 90% interval was {before:.2f} wide at first and is {now:.2f} now."
+    return f"{moved(rows, 'trust', 'Trust')} Its 90% interval was {before:.2f} wide at first and is {now:.2f} now."
 
 
 def residency_strip(rows: Rows, cap: int) -> str:
@@ -121,13 +136,47 @@ def stayed(rows: Rows) -> str:
 
 def validity(rows: Rows, scope: str) -> str:
     """Say what foretells best in a scope, and where trust stands."""
-    best = max(rows, key=lambda row: row["rho"])
-    own = next((row for row in rows if row["statistic"] == "trust"), None)
+    ranked = [row for row in rows if not row["is_difference"]]
+    best = max(ranked, key=lambda row: (row["rho"], row["statistic"] == "trust"))
+    own = next((row for row in ranked if row["statistic"] == "trust"), None)
     text = f"{scope.capitalize()}, {best['statistic']} foretells best: {_rho(best)}."
-    if own is None or own is best:
-        return text
-    clear = "a difference that the intervals confirm" if best["low"] > own["high"] else "the intervals overlap"
-    return f"{text} Trust has {_rho(own)}; {clear}."
+    if own is not None and own is not best:
+        clear = "a difference that the intervals confirm" if best["low"] > own["high"] else "the intervals overlap"
+        text = f"{text} Trust has {_rho(own)}; {clear}."
+    return " ".join([text, *(f"{row['statistic']}: {_rho(row)}." for row in rows if row["is_difference"])])
+
+
+def coverage(rows: Rows) -> str:
+    """Say how often the intervals of trust hold, against the share that they promise."""
+    held = {words.context_label(row["context"]): words.share(row["share"]) for row in rows}
+    return (
+        "Of the 90% intervals of trust, this share held what the other texts said: "
+        + ", ".join(f"{context} {share}" for context, share in held.items())
+        + "."
+    )
+
+
+def what_if(at_own: Rows, floor: str) -> str:
+    """Say what the run's setting cost beside the best policy's and the least possible, with the same budget."""
+    own = next((row for row in at_own if row["is_own"]), None)
+    if own is None:
+        return "The curves do not hold the run's own setting."
+    text = (
+        f"With {own['budget_experts']:,} experts this run's {own['policy']} misses {own['miss_ratio']:.1%} "
+        f"[{own['miss_ratio_low']:.1%}, {own['miss_ratio_high']:.1%}] of the accesses"
+    )
+    best = next(row for row in at_own if row["policy"] != floor)
+    fewest = f"{best['policy']} misses the fewest, {best['miss_ratio']:.1%}"
+    text = f"{text}; {'no other policy misses fewer' if best is own else fewest}"
+    least = next((row for row in at_own if row["policy"] == floor), None)
+    return f"{text}." if least is None else f"{text}; none could miss fewer than {least['miss_ratio']:.1%} (Belady)."
+
+
+def worth_a_line(policies: Rows, familiar: Sequence[str]) -> list[str]:
+    """Choose policies to look at first: the run's own, the one that misses least, and familiar ones."""
+    own = [row["policy"] for row in policies if row["is_own"]]
+    known = [row["policy"] for row in policies]
+    return list(dict.fromkeys([*own, *known[:1], *(name for name in familiar if name in known)]))
 
 
 def layers(rows: Rows) -> str:
@@ -178,7 +227,7 @@ def load(cells: Rows) -> str:
     over = sum(cell["load_log2"] >= 1 for cell in used)
     return (
         f"The busiest expert ({_where(top)}) takes {2 ** top['load_log2']:.1f} times its fair share; "
-        f"{over} of {len(cells)} take at least twice theirs. {_unused(cells)}"
+        f"{over} of {len(cells):,} take at least twice theirs. {_unused(cells)}"
     )
 
 
@@ -201,7 +250,7 @@ def change(cells: Rows) -> str:
     top = max(known, key=lambda cell: abs(cell["change"]))
     return (
         f"Trust differs most at {_where(top)}, by {top['change']:+.2f}; "
-        f"it is higher here for {sum(cell['change'] > 0 for cell in known)} of {len(known)} experts."
+        f"it is higher here for {sum(cell['change'] > 0 for cell in known)} of {len(known):,} experts."
     )
 
 
@@ -221,5 +270,5 @@ def _where(cell: Mapping[str, Any]) -> str:
 def _unused(cells: Rows) -> str:
     dead = sum(bool(cell["dead"]) for cell in cells)
     if dead == 0:
-        return f"All {len(cells)} experts were used."
-    return f"{dead} of {len(cells)} experts {'was' if dead == 1 else 'were'} never used (crossed out)."
+        return f"All {len(cells):,} experts were used."
+    return f"{dead} of {len(cells):,} experts {'was' if dead == 1 else 'were'} never used (crossed out)."

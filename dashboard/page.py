@@ -7,7 +7,6 @@ import streamlit as st
 
 from dashboard import facts, queries, states, words
 from dashboard.connection import Mirror
-from dashboard.contract import HEAVY
 from dashboard.queries import Run
 
 _LAST, _PAGE, _IS_NEW = "last run", "page", "page is new"
@@ -26,12 +25,6 @@ def begin(title: str) -> Mirror:
     return mirror
 
 
-def need_expert_windows(mirror: Mirror) -> None:
-    """Have the figures of each expert in each score window copied, if they are not yet."""
-    mirror.want(HEAVY)
-    states.sync(mirror)
-
-
 def choose_run(mirror: Mirror, key: str = "run", label: str = "Run") -> Run:
     """Ask for a run; it is in the URL, the newest if it names none or one that is not there."""
     runs = {run.name: run for run in queries.runs(mirror)}
@@ -41,7 +34,7 @@ def choose_run(mirror: Mirror, key: str = "run", label: str = "Run") -> Run:
     # (On a new page the state still holds what the box of the page before had, and the address does not.)
     if key not in st.query_params and (st.session_state[_IS_NEW] or not st.session_state.get(key)):
         st.query_params[key] = otherwise
-    name = st.selectbox(label, list(runs), index=None, placeholder=otherwise, key=key, bind="query-params", width=320)
+    name = st.selectbox(label, list(runs), index=None, placeholder=otherwise, key=key, bind="query-params", width=240)
     st.session_state[_LAST] = name or otherwise
     return runs[name or otherwise]
 
@@ -56,7 +49,7 @@ def choose_other_run(mirror: Mirror, run: Run, label: str, explanation: str | No
         placeholder="none",
         key="other",
         bind="query-params",
-        width=320,
+        width=240,
         help=explanation,
     )
     return runs.get(name) if name else None

@@ -9,16 +9,17 @@ from typing import NoReturn
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard.connection import Mirror, RecordMissingError, RecordNewerError, RecordUnreadableError
+from dashboard.connection import Mirror
 from dashboard.console import Console
-from dashboard.contract import HEAVY, RECORD_VARIABLE, VIEWS
+from dashboard.contract import EXPERT_WINDOWS, RECORD_VARIABLE, VIEWS
+from dashboard.record import Progress, RecordMissingError, RecordNewerError, RecordUnreadableError
 
-_MANY = 500_000  # rows of a view; copying fewer takes no time to speak of
+_MANY = 500_000  # rows of a view; reading fewer takes no time to speak of
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _mirror(path: Path) -> Mirror:
-    return Mirror(path, VIEWS.keys() - HEAVY)
+    return Mirror(path, VIEWS.keys() - {EXPERT_WINDOWS})
 
 
 def open_record() -> Mirror:
@@ -40,16 +41,23 @@ def open_console(mirror: Mirror) -> Console:
 
 
 def sync(mirror: Mirror) -> None:
-    """Bring the mirror up to date; say how far it is while the first copy of a large record takes its time."""
+    """Bring the mirror up to date."""
+    with reading() as progress:
+        mirror.sync(progress)
+
+
+@contextmanager
+def reading() -> Iterator[Progress]:
+    """Stop the page if the record cannot be read; say how far reading is, where there is much of it."""
     place = st.empty()  # always there, so that what is below it stays in place
     with record_required():
-        mirror.sync(progress=lambda view, rows: _say_progress(place, view, rows))
+        yield lambda view, rows: _say_progress(place, view, rows)
         place.empty()
 
 
 def _say_progress(place: DeltaGenerator, view: str, rows: int) -> None:
     if rows >= _MANY:
-        place.info(f"Copying the record: {rows:,} rows of {view} so far.", icon=":material/hourglass_top:")
+        place.info(f"Reading the record: {rows:,} rows of {view} so far.", icon=":material/hourglass_top:")
 
 
 @contextmanager

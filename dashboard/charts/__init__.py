@@ -2,11 +2,14 @@
 
 from dashboard.charts.bars import DIMENSIONS, counted, five, grouped, validity
 from dashboard.charts.expert_map import CLICK, Cell, Colour, expert_map, layer_margins
+from dashboard.charts.furniture import themed
 from dashboard.charts.series import Axis, columns, envelope, line, long_form, strip
+from dashboard.charts.what_if import FLOOR, miss_ratio_curves
 
 __all__ = [
     "CLICK",
     "DIMENSIONS",
+    "FLOOR",
     "Axis",
     "Cell",
     "Colour",
@@ -19,6 +22,8 @@ __all__ = [
     "layer_margins",
     "line",
     "long_form",
+    "miss_ratio_curves",
     "strip",
+    "themed",
     "validity",
 ]

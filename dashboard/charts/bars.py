@@ -6,12 +6,13 @@ from typing import Any
 import altair as alt
 import pyarrow as pa
 
-from dashboard.charts.furniture import GREY, MAIN, PARTS, heading
+from dashboard.charts.furniture import GREY, MAIN, PARTS, heading, level, series
 
 DIMENSIONS = ("surprise", "novelty", "arousal", "reward", "conflict")
+_ROW = 26  # pixels
 
 
-def validity(rows: pa.Table, *, title: str, finding: str) -> alt.LayerChart:
+def validity(rows: pa.Table, *, title: str, finding: str, share: float = 1) -> alt.LayerChart:
     """Draw Spearman's rho of each statistic with its 90% interval, a row per statistic."""
     order = [name for name in dict.fromkeys(rows["statistic"].to_pylist())]
     base = alt.Chart(rows).encode(
@@ -31,18 +32,25 @@ def validity(rows: pa.Table, *, title: str, finding: str) -> alt.LayerChart:
     interval = base.mark_rule(strokeWidth=5, opacity=0.45, color=MAIN).encode(x=x, x2=alt.X2("high:Q"))
     point = base.mark_point(filled=True, size=70, color=MAIN).encode(x=alt.X("rho:Q"))
     zero = alt.Chart(pa.table({"zero": [0.0]})).mark_rule(color=GREY, strokeDash=[3, 3]).encode(x="zero:Q")
-    return alt.LayerChart(layer=[zero, interval, point], title=heading(title, finding), height=150 + 26 * len(order))
+    return alt.LayerChart(
+        layer=[zero, interval, point], title=heading(title, finding, share=share), height=_ROW * len(order)
+    )
 
 
-def counted(rows: pa.Table, *, name: str, value: str, unit: str, title: str, finding: str) -> alt.Chart:
+def counted(
+    rows: pa.Table, *, name: str, value: str, value_title: str, title: str, finding: str, share: float = 1
+) -> alt.Chart:
     """Draw a count for each of a few named groups, in the order of the rows."""
     chart: alt.Chart = (
-        alt.Chart(rows, title=heading(title, finding), height=150 + 26 * rows.num_rows)
+        alt.Chart(rows, title=heading(title, finding, share=share), height=_ROW * rows.num_rows)
         .mark_bar(color=MAIN)
         .encode(
-            x=alt.X(f"{value}:Q", title=unit, axis=alt.Axis(format="~s")),
+            x=alt.X(f"{value}:Q", title=value_title, axis=alt.Axis(format="~s")),
             y=alt.Y(f"{name}:N", title=None, sort=rows[name].to_pylist()),
-            tooltip=[alt.Tooltip(f"{name}:N", title="Group"), alt.Tooltip(f"{value}:Q", title=unit, format=",.4~g")],
+            tooltip=[
+                alt.Tooltip(f"{name}:N", title="Group"),
+                alt.Tooltip(f"{value}:Q", title=value_title, format=",.4~g"),
+            ],
         )
     )
     return chart
@@ -52,11 +60,11 @@ def five(scores: Mapping[str, Any], *, title: str) -> alt.Chart:
     """Draw the five scores of one moment."""
     table = pa.table({"score": list(DIMENSIONS), "value": [float(scores[name]) for name in DIMENSIONS]})
     chart: alt.Chart = (
-        alt.Chart(table, title=alt.TitleParams(title, anchor="start", fontSize=12), height=150)
+        alt.Chart(table, title=alt.TitleParams(title, anchor="start", fontSize=13, offset=6), height=95)
         .mark_bar()
         .encode(
-            x=alt.X("value:Q", title="0 to 1", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=2)),
-            y=alt.Y("score:N", title=None, sort=list(DIMENSIONS)),
+            x=alt.X("value:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=2)),
+            y=alt.Y("score:N", title=None, sort=list(DIMENSIONS), axis=alt.Axis(labelOverlap=False)),
             color=alt.Color("score:N", legend=None, scale=alt.Scale(domain=list(DIMENSIONS), range=PARTS)),
             tooltip=["score:N", alt.Tooltip("value:Q", format=".3f")],
         )
@@ -65,26 +73,34 @@ def five(scores: Mapping[str, Any], *, title: str) -> alt.Chart:
 
 
 def grouped(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, group: str, unit: str, title: str, finding: str
+    rows: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    *,
+    group: str,
+    group_title: str,
+    value_title: str,
+    title: str,
+    finding: str,
 ) -> alt.Chart:
-    """Draw several figures for each of a few groups, side by side."""
+    """Draw several figures, `names` by field, for each of a few groups, side by side."""
     flat = [
-        {"group": str(row[group]), "figure": name, "value": row[name]}
+        {"group": str(row[group]), "figure": name, "value": row[field]}
         for row in rows
-        for name in names
-        if row[name] is not None
+        for field, name in names.items()
+        if row[field] is not None
     ]
     table = pa.Table.from_pylist(
         flat, pa.schema([("group", pa.string()), ("figure", pa.string()), ("value", pa.float64())])
     )
+    order = list(names.values())
     chart: alt.Chart = (
-        alt.Chart(table, title=heading(title, finding), height=320)
+        alt.Chart(table, title=heading(title, finding), height=170)
         .mark_bar()
         .encode(
-            x=alt.X("group:N", title=group.replace("_", " "), axis=alt.Axis(labelAngle=0)),
-            xOffset=alt.XOffset("figure:N", sort=list(names)),
-            y=alt.Y("value:Q", title=unit),
-            color=alt.Color("figure:N", title=None, sort=list(names), scale=alt.Scale(domain=list(names), range=PARTS)),
+            x=alt.X("group:N", title=group_title, axis=alt.Axis(labelAngle=0)),
+            xOffset=alt.XOffset("figure:N", sort=order),
+            y=alt.Y("value:Q", axis=level(value_title)),
+            color=alt.Color("figure:N", title="", sort=order, scale=series(order), legend=alt.Legend(orient="bottom")),
             tooltip=["group:N", "figure:N", alt.Tooltip("value:Q", format=".3f")],
         )
     )

@@ -1,15 +1,15 @@
 """Figures over the course of a run. All panels of one page share their x axis by its domain and its left margin."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import altair as alt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from dashboard.charts.furniture import MAIN, OTHER, PARTS, heading
+from dashboard.charts.furniture import LEFT, MAIN, OTHER, heading, level, series
 
-_BELOW = alt.Legend(orient="bottom")  # beside, it would take from the width, and panels would not line up
-_LEFT = 64  # pixels for the y axis, so that panels line up
+_BELOW = alt.Legend(orient="bottom", titleAnchor="start")  # beside, it would take from the width of the panel
 
 
 class Axis(NamedTuple):
@@ -19,6 +19,7 @@ class Axis(NamedTuple):
     title: str
     domain: tuple[float, float] | None = None
     form: str = "~s"
+    from_zero: bool = True  # of an axis without fixed ends
 
     def x(self) -> alt.X:
         """Encode it as the shared axis."""
@@ -32,13 +33,8 @@ class Axis(NamedTuple):
 
     def y(self) -> alt.Y:
         """Encode it as the height."""
-        domain = alt.Undefined if self.domain is None else list(self.domain)
-        return alt.Y(
-            f"{self.field}:Q",
-            title=self.title,
-            scale=alt.Scale(domain=domain),
-            axis=alt.Axis(format=self.form, minExtent=_LEFT, maxExtent=_LEFT, tickCount=5),
-        )
+        scale = alt.Scale(zero=self.from_zero) if self.domain is None else alt.Scale(domain=list(self.domain))
+        return alt.Y(f"{self.field}:Q", scale=scale, axis=level(self.title, format=self.form))
 
     def tooltip(self, form: str | None = None) -> alt.Tooltip:
         """Name its value under the pointer."""
@@ -54,7 +50,8 @@ def line(
     finding: str,
     band: tuple[str, str] | None = None,
     by: str | None = None,
-    height: int = 280,
+    share: float = 1,
+    height: int = 150,
 ) -> alt.LayerChart:
     """Draw a line, in a band from one field to another; `by` names a field that makes several lines."""
     base = alt.Chart(table).encode(x=x.x())
@@ -62,26 +59,26 @@ def line(
     if band is not None:
         low, high = band
         layers.append(base.mark_area(opacity=0.25, color=MAIN).encode(y=alt.Y(f"{low}:Q"), y2=alt.Y2(f"{high}:Q")))
-    colour = (
-        alt.value(MAIN) if by is None else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=PARTS), legend=_BELOW)
-    )
-    point = table.num_rows < 60
     tooltip = [x.tooltip(",d" if x.form == "~s" else None), y.tooltip(".4~f" if y.form == "~s" else None)]
+    colour: Any = alt.value(MAIN)
     if by is not None:
+        names = pc.unique(table[by].filter(pc.is_valid(table[y.field]))).to_pylist()
+        colour = alt.Color(f"{by}:N", title=None, scale=series(names), legend=_BELOW)
         tooltip.append(alt.Tooltip(f"{by}:N", title="Series"))
-    curve = base.mark_line(point={"size": 24, "filled": True} if point else False, strokeWidth=1.8)
+    point = {"size": 24, "filled": True} if table.num_rows < 60 else False
+    curve = base.mark_line(point=point, strokeWidth=1.8)
     layers.append(curve.encode(y=y.y(), color=colour, tooltip=tooltip))
-    return alt.LayerChart(layer=layers, title=heading(title, finding), height=height)
+    return alt.LayerChart(layer=layers, title=heading(title, finding, share=share), height=height)
 
 
 def columns(
-    table: pa.Table, *, x: Axis, y: Axis, title: str, finding: str, by: str | None = None, height: int = 280
+    table: pa.Table, *, x: Axis, y: Axis, title: str, finding: str, by: str | None = None, height: int = 150
 ) -> alt.Chart:
     """Draw thin columns where there is something, stacked by the field `by`."""
     colour = (
         alt.value(MAIN)
         if by is None
-        else alt.Color(f"{by}:N", title=None, scale=alt.Scale(range=[OTHER, MAIN]), legend=_BELOW)
+        else alt.Color(f"{by}:N", title="", scale=alt.Scale(range=[OTHER, MAIN]), legend=_BELOW)
     )
     chart: alt.Chart = (
         alt.Chart(table, title=heading(title, finding), height=height)
@@ -93,14 +90,13 @@ def columns(
 
 def strip(table: pa.Table, *, since: Axis, until: str, title: str, finding: str) -> alt.Chart:
     """Draw the stretches that something lasted for as one row of bars."""
-    x = since.x()
     chart: alt.Chart = (
-        alt.Chart(table, title=heading(title, finding), height=170)
-        .mark_bar(height=22, color=MAIN)
+        alt.Chart(table, title=heading(title, finding), height=30)
+        .mark_bar(color=MAIN, clip=True)
         .encode(
-            x=x,
+            x=since.x(),
             x2=alt.X2(f"{until}:Q"),
-            y=alt.Y("row:N", title=None, axis=alt.Axis(minExtent=_LEFT, maxExtent=_LEFT, labels=False, ticks=False)),
+            y=alt.Y("row:N", title=None, axis=alt.Axis(minExtent=LEFT, maxExtent=LEFT)),
             tooltip=[since.tooltip(",d"), alt.Tooltip(f"{until}:Q", title="until", format=",d"), "reason:N"],
         )
         .transform_calculate(row="'in memory'")
@@ -118,7 +114,7 @@ def envelope(
         y=alt.Y(f"{least}:Q"), y2=alt.Y2(f"{greatest}:Q"), tooltip=tooltip
     )
     curve = base.mark_line(strokeWidth=1.2, color=MAIN).encode(y=last.y(), tooltip=tooltip)
-    return alt.LayerChart(layer=[band, curve], title=heading(title, finding), height=300)
+    return alt.LayerChart(layer=[band, curve], title=heading(title, finding), height=170)
 
 
 def long_form(table: pa.Table, x: str, names: Sequence[str]) -> pa.Table:

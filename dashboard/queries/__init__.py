@@ -12,7 +12,7 @@ from dashboard.queries.experts import (
     neighbours,
     residencies,
 )
-from dashboard.queries.quality import gaps, pace, trace, validation
+from dashboard.queries.quality import coverage, gaps, pace, trace, validation
 from dashboard.queries.residency import (
     RESIDENCY_STRIP_CAP,
     expert_residency,
@@ -23,6 +23,7 @@ from dashboard.queries.residency import (
 )
 from dashboard.queries.runs import difference, runs, sparklines, windows
 from dashboard.queries.salience import after, moments, salience_stream
+from dashboard.queries.what_if import what_if, what_if_at_own, what_if_phases, what_if_policies
 
 __all__ = [
     "ALL_CONTEXTS",
@@ -30,6 +31,7 @@ __all__ = [
     "Run",
     "after",
     "contexts",
+    "coverage",
     "difference",
     "expert",
     "expert_difference",
@@ -52,5 +54,9 @@ __all__ = [
     "trace",
     "trust_of_evicted",
     "validation",
+    "what_if",
+    "what_if_at_own",
+    "what_if_phases",
+    "what_if_policies",
     "windows",
 ]

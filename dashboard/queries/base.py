@@ -1,5 +1,6 @@
 """A run, and asking one of the questions in sql/."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -58,9 +59,11 @@ class Run:
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def ask(mirror: Mirror, question: str, **parameters: object) -> pa.Table:
-    """Answer the question in sql/ of that name."""
-    return mirror.table(_sql(question), parameters)
+def ask(
+    mirror: Mirror, question: str, given: Mapping[str, pa.Table] | None = None, /, **parameters: object
+) -> pa.Table:
+    """Answer the question in sql/ of that name; rows that are given for a view stand for it."""
+    return mirror.table(_sql(question), parameters, given)
 
 
 def rows(mirror: Mirror, question: str, **parameters: object) -> list[dict[str, Any]]:

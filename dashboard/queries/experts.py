@@ -5,7 +5,9 @@ from typing import Any
 import pyarrow as pa
 
 from dashboard.connection import Mirror
+from dashboard.contract import EXPERT_WINDOWS
 from dashboard.queries.base import ask, rows
+from dashboard.record import Progress
 
 
 def contexts(mirror: Mirror, run_id: int) -> list[str]:
@@ -19,14 +21,16 @@ def expert_map(mirror: Mirror, run_id: int, context: str) -> pa.Table:
     return ask(mirror, "expert_map", run_id=run_id, context=context)
 
 
-def residencies(mirror: Mirror, run_id: int) -> pa.Table:
+def residencies(mirror: Mirror, run_id: int, progress: Progress = lambda view, rows: None) -> pa.Table:
     """One row per (component, layer, expert): the share of the passes that wanted it and found it in memory."""
-    return ask(mirror, "residency", run_id=run_id)
+    totals = mirror.expert_windows.totals(run_id, progress)
+    return ask(mirror, "residency", {EXPERT_WINDOWS: totals}, run_id=run_id)
 
 
 def expert_map_at(mirror: Mirror, run_id: int, window_index: int) -> pa.Table:
     """The same columns for one score window, all contexts together: trust at its end, load and uses in it."""
-    return ask(mirror, "expert_map_at", run_id=run_id, window_index=window_index)
+    rows = mirror.expert_windows.of_window(run_id, window_index)
+    return ask(mirror, "expert_map_at", {EXPERT_WINDOWS: rows}, run_id=run_id, window_index=window_index)
 
 
 def expert_difference(mirror: Mirror, run_id: int, other_id: int, context: str) -> pa.Table:
@@ -46,7 +50,9 @@ def expert(mirror: Mirror, run_id: int, component: str, layer: int, expert: int)
 
 def expert_history(mirror: Mirror, run_id: int, component: str, layer: int, expert: int) -> pa.Table:
     """One row per score window for one expert, by tokens so far."""
-    return ask(mirror, "expert_history", run_id=run_id, component=component, layer=layer, expert=expert)
+    own = mirror.expert_windows.of_expert(run_id, component, layer, expert)
+    key = {"component": component, "layer": layer, "expert": expert}
+    return ask(mirror, "expert_history", {EXPERT_WINDOWS: own}, run_id=run_id, **key)
 
 
 def neighbours(mirror: Mirror, run_id: int, component: str, layer: int, expert: int) -> list[dict[str, Any]]:

@@ -24,5 +24,10 @@ def trace(mirror: Mirror, run_id: int) -> list[dict[str, Any]]:
 
 
 def validation(mirror: Mirror, run_id: int) -> pa.Table:
-    """How well each statistic foretold the cost of removal, by scope."""
+    """How well each statistic foretold the cost of removal, by scope; and by how much trust is ahead of others."""
     return ask(mirror, "validation", run_id=run_id)
+
+
+def coverage(mirror: Mirror, run_id: int) -> list[dict[str, Any]]:
+    """The share of the 90% intervals of trust that held what other texts said, a row per context."""
+    return rows(mirror, "coverage", run_id=run_id)

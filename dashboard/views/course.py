@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from dashboard import charts, findings, queries, states
+from dashboard import charts, figure, findings, queries, states
 from dashboard.connection import Mirror
 from dashboard.queries import Run
 
@@ -15,10 +15,12 @@ class Course(NamedTuple):
     """One figure of each score window."""
 
     field: str  # column of queries.windows
-    name: str  # as a sentence begins with it
+    name: str  # in a sentence
     heading: str
     unit: str  # title of the axis
     domain: tuple[float, float] | None = None
+    form: str = ".2f"
+    from_zero: bool = True
 
 
 def draw(mirror: Mirror, run: Run, courses: Sequence[Course]) -> bool:
@@ -30,18 +32,15 @@ def draw(mirror: Mirror, run: Run, courses: Sequence[Course]) -> bool:
     rows = windows.to_pylist()
     token = charts.Axis("token", "Tokens observed", (0, max(row["token"] for row in rows)))
     for place, course in zip(st.columns(len(courses)), courses, strict=True):
-        finding = findings.course(rows, course.field, course.name)
+        finding = findings.course(rows, course.field, course.name, course.form)
+        y = charts.Axis(course.field, course.unit, course.domain, course.form, course.from_zero)
         with place:
-            st.altair_chart(
+            figure.draw(
                 charts.line(
-                    windows,
-                    x=token,
-                    y=charts.Axis(course.field, course.unit, course.domain, ".2f"),
-                    by="phase",
-                    title=course.heading,
-                    finding=finding,
+                    windows, x=token, y=y, by="phase", title=course.heading, finding=finding, share=1 / len(courses)
                 ),
                 key=f"course {course.field}",
-                alt=f"{course.heading}. {finding}",
+                title=course.heading,
+                finding=finding,
             )
     return True

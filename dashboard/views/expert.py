@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from dashboard import charts, findings, page, queries, states
+from dashboard import charts, figure, findings, page, queries, states
 from dashboard.connection import Mirror
 from dashboard.queries import Run
 from dashboard.views import expert_figures
@@ -27,21 +27,21 @@ _NEIGHBOURS = {
 def render() -> None:
     """Draw the page. The run, the component, the layer and the expert are in the URL."""
     mirror = page.begin("Expert")
-    run = page.choose_run(mirror)
-    cells = queries.expert_map(mirror, run.run_id, queries.ALL_CONTEXTS)
+    with st.container(horizontal=True):
+        run = page.choose_run(mirror)
+        cells = queries.expert_map(mirror, run.run_id, queries.ALL_CONTEXTS)
+        components = sorted(set(cells["component"].to_pylist()))
+        chosen = expert_figures.choose(cells, components, on_change=lambda: None) if components else None
     if not cells.num_rows:
         page.follow(
             mirror, run.name, lambda run: states.no_trust(run.is_live(datetime.now(UTC))), watch=_has_trust(mirror)
         )
         return
-    components = sorted(set(cells["component"].to_pylist()))
-    chosen = expert_figures.choose(cells, components, on_change=lambda: None)
     if chosen is None:
         page.banner(run)
         states.nothing("No expert is chosen.", "Choose a layer and an expert, or click a cell on the expert map.")
         st.page_link("views/expert_map.py", label="Go to the expert map")
         return
-    page.need_expert_windows(mirror)
     page.follow(mirror, run.name, lambda run: _figures(mirror, run, chosen))
 
 
@@ -53,7 +53,8 @@ def _figures(mirror: Mirror, run: Run, chosen: expert_figures.Expert) -> None:
     rows = queries.expert(mirror, run.run_id, *chosen)
     expert_figures.draw(rows, queries.ALL_CONTEXTS)
     st.text(findings.evidence(rows[0]))
-    history = queries.expert_history(mirror, run.run_id, *chosen)
+    with states.reading():
+        history = queries.expert_history(mirror, run.run_id, *chosen)
     if history.num_rows:
         _course(history, queries.expert_residency(mirror, run.run_id, *chosen), chosen)
     else:
@@ -75,12 +76,18 @@ def _course(history: pa.Table, stays: pa.Table, chosen: expert_figures.Expert) -
     token = charts.Axis("token", "Tokens observed", (0, rows[-1]["token"]))
 
     def lines(
-        name: str, finding: str, y: charts.Axis, *, of: Sequence[str] = (), band: tuple[str, str] | None = None
+        name: str,
+        finding: str,
+        y: charts.Axis,
+        *,
+        of: Sequence[str] = (),
+        by: str | None = None,
+        band: tuple[str, str] | None = None,
     ) -> None:
         title = f"{name} of {_name(chosen)}, by score window"
         table = charts.long_form(history, "token", of) if of else history
-        chart = charts.line(table, x=token, y=y, band=band, by="series" if of else None, title=title, finding=finding)
-        st.altair_chart(chart, key=f"course {name}", alt=f"{title}. {finding}")
+        chart = charts.line(table, x=token, y=y, band=band, by="series" if of else by, title=title, finding=finding)
+        figure.draw(chart, key=f"course {name}", title=title, finding=finding)
 
     lines(
         "Trust",
@@ -90,25 +97,27 @@ def _course(history: pa.Table, stays: pa.Table, chosen: expert_figures.Expert) -
     )
     lines(
         "Parts of trust",
-        findings.course(rows, "convergence", "Convergence"),
+        findings.moved(rows, "convergence", "Convergence"),
         charts.Axis("value", "0 to 1", (0, 1), ".2f"),
         of=("convergence", "stability", "efficiency"),
     )
     lines(
         "Load",
-        findings.course(rows, "load", "The load", ".2%"),
+        findings.course(rows, "load", "the load", ".2%"),
         charts.Axis("load", "Share of the layer's picks", None, ".1%"),
+        by="phase",
     )
     lines(
         "Residency",
-        findings.course(rows, "residency", "The share of wants that found it in memory"),
-        charts.Axis("residency", "Found in memory, share", (0, 1), ".2f"),
+        findings.course(rows, "residency", "the share of passes that found it in memory"),
+        charts.Axis("residency", "Share of the passes that wanted it and found it in memory", (0, 1), ".2f"),
+        by="phase",
     )
     _stays(stays, token, chosen)
     lines(
         "Salience",
-        findings.course(rows, "peak", "The greatest of its five shares"),
-        charts.Axis("value", "Share in the score, 0 to 1", (0, 1), ".2f"),
+        findings.course(rows, "peak", "the greatest of its five shares"),
+        charts.Axis("value", "Its share in the score, 0 to 1", (0, 1), ".2f"),
         of=charts.DIMENSIONS,
     )
 
@@ -121,7 +130,7 @@ def _stays(stays: pa.Table, token: charts.Axis, chosen: expert_figures.Expert) -
     title = f"Stays in memory of {_name(chosen)}"
     since = charts.Axis("since_token", token.title, token.domain)
     chart = charts.strip(stays, since=since, until="until_token", title=title, finding=finding)
-    st.altair_chart(chart, key="course stays", alt=f"{title}. {finding}")
+    figure.draw(chart, key="course stays", title=title, finding=finding)
 
 
 def _name(chosen: expert_figures.Expert) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import streamlit as st
 
-from dashboard import charts, findings, page, queries, states, words
+from dashboard import charts, figure, findings, page, queries, states, words
 from dashboard.connection import Mirror
 from dashboard.queries import Run
 from dashboard.views import expert_figures
@@ -28,7 +28,7 @@ class _Look(NamedTuple):
 def render() -> None:
     """Draw the page. What is looked at is in the URL: run, context, colour, window, and component, layer, expert."""
     mirror = page.begin("Expert map")
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True):
         run = page.choose_run(mirror)
         contexts = queries.contexts(mirror, run.run_id)
         context = st.selectbox(
@@ -37,7 +37,7 @@ def render() -> None:
             format_func=words.context_label,
             key="context",
             bind="query-params",
-            width=240,
+            width=200,
             help="The corpus label of the texts that the figures rest on.",
         )
         colour = st.segmented_control(
@@ -45,8 +45,6 @@ def render() -> None:
         )
         other = page.choose_other_run(mirror, run, "Difference to") if colour == "difference" else None
         window = _choose_window(mirror, run, context, colour)
-    if window is not None or colour == "residency":
-        page.need_expert_windows(mirror)
     look = _Look(context, colour, other, window)
     page.follow(
         mirror,
@@ -67,7 +65,7 @@ def _choose_window(mirror: Mirror, run: Run, context: str, colour: charts.Colour
         value=_NOW,
         key="window",
         bind="query-params",
-        width=320,
+        width=240,
         help="Trust as it stood at the window's end; load, uses and residency in the window alone.",
     )
     return None if chosen == _NOW else int(chosen)
@@ -77,7 +75,8 @@ def _figures(mirror: Mirror, run: Run, look: _Look) -> None:
     if look.window is None:
         cells = queries.expert_map(mirror, run.run_id, look.context)
     else:
-        cells = queries.expert_map_at(mirror, run.run_id, look.window)
+        with states.reading():
+            cells = queries.expert_map_at(mirror, run.run_id, look.window)
     if not cells.num_rows and look.window is not None:
         states.nothing("No figures of single experts are recorded for this score window.", "Choose another, or now.")
         return
@@ -91,7 +90,9 @@ def _figures(mirror: Mirror, run: Run, look: _Look) -> None:
         other = queries.expert_difference(mirror, run.run_id, look.other.run_id, look.context)
         cells = cells.append_column("change", other["change"])  # both are in the order of the experts
     if look.colour == "residency" and look.window is None:
-        cells = cells.append_column("residency", queries.residencies(mirror, run.run_id)["residency"])
+        with states.reading() as progress:
+            residencies = queries.residencies(mirror, run.run_id, progress)
+        cells = cells.append_column("residency", residencies["residency"])
     components = sorted(set(cells["component"].to_pylist()))
     chosen = expert_figures.choose(cells, components, on_change=partial(_release_maps, components))
     rows = queries.expert(mirror, run.run_id, *chosen) if chosen else []
@@ -120,21 +121,25 @@ def _map(
         scope = f"{scope}, against {look.other.name}"
     title = f"{look.colour.capitalize()} of each expert: {component}, {scope}"
     marked = charts.Cell(chosen.layer, chosen.expert) if chosen and chosen.component == component else None
-    st.altair_chart(
-        charts.expert_map(cells, colour=look.colour, title=title, finding=finding, marked=marked),
+    figure.draw(
+        charts.expert_map(
+            cells, colour=look.colour, title=title, finding=finding, marked=marked, dark=figure.is_dark()
+        ),
         key=_map_key(component),
+        title=title,
+        finding=finding,
         on_select=partial(_take_click, component, components),
         selection_mode=charts.CLICK,
-        alt=f"{title}. {finding}",
     )
 
 
 def _margins(layers: pa.Table, component: str) -> None:
     finding = findings.layers(layers.to_pylist())
-    st.altair_chart(
+    figure.draw(
         charts.layer_margins(layers),
         key=f"margins {component}",
-        alt=f"Evenness of use and dead experts of each layer: {component}. {finding}",
+        title=f"Evenness of use and dead experts of each layer: {component}",
+        finding=finding,
     )
     st.caption(finding)
 

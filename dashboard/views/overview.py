@@ -73,12 +73,12 @@ def _runs(mirror: Mirror) -> None:
 
 def _course(mirror: Mirror, run: Run) -> None:
     courses = (
-        Course("nll", "NLL", f"NLL of {run.name}, by score window", "NLL, nats per predicted token"),
+        Course("nll", "NLL", f"NLL of {run.name}, by score window", "Nats per predicted token", from_zero=False),
         Course(
             "hit_rate",
-            "The hit rate",
+            "the hit rate",
             f"Hit rate of {run.name}, by score window",
-            "Hit rate, share of fetches",
+            "Share of fetches that found the expert in memory",
             (0.0, 1.0),
         ),
     )
@@ -111,6 +111,9 @@ def _compare(mirror: Mirror, run: Run, other: Run) -> None:
             shown,
             hide_index=True,
             column_config={
+                "component": st.column_config.TextColumn("Component"),
+                "layer": st.column_config.NumberColumn("Layer"),
+                "expert": st.column_config.NumberColumn("Expert"),
                 "this": st.column_config.NumberColumn("Trust here", format="%.3f"),
                 "other": st.column_config.NumberColumn("Trust there", format="%.3f"),
                 "change": st.column_config.NumberColumn("Change", format="%+.3f"),

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import streamlit as st
 
-from dashboard import charts, facts, findings, page, queries, states, words
+from dashboard import charts, facts, figure, findings, page, queries, states, words
 from dashboard.connection import Mirror
 from dashboard.queries import Run
 
@@ -51,19 +51,20 @@ def _pace(mirror: Mirror, run: Run, now: datetime) -> None:
         states.no_windows(run.is_live(now))
         return
     rows = pace.to_pylist()
-    finding = findings.course(rows, "tokens_per_s", "The pace", ",.0f")
+    finding = findings.course(rows, "tokens_per_s", "the pace", ",.0f")
     title = "Pace by score window, time in forward passes"
-    st.altair_chart(
+    figure.draw(
         charts.line(
             pace,
             x=charts.Axis("token", "Tokens observed", (0, max(row["token"] for row in rows))),
-            y=charts.Axis("tokens_per_s", "Tokens per second"),
+            y=charts.Axis("tokens_per_s", "Tokens per second", form=",.0f"),
             by="phase",
             title=title,
             finding=finding,
         ),
         key="pace",
-        alt=f"{title}. {finding}",
+        title=title,
+        finding=finding,
     )
 
 

@@ -1,20 +1,20 @@
-"""Residency: what came into memory and left it, why, and whether that was regretted."""
+"""Residency: what came into memory and left it, why, whether that was regretted, and what else might have been."""
 
 import streamlit as st
 
-from dashboard import charts, findings, page, queries, states
+from dashboard import charts, figure, findings, page, queries, states
 from dashboard.connection import Mirror
 from dashboard.queries import Run
-from dashboard.views import course
+from dashboard.views import course, what_if
 from dashboard.views.course import Course
 
 _REASONS = {
     "kind": st.column_config.TextColumn("Kind"),
     "reason": st.column_config.TextColumn("Reason"),
     "events": st.column_config.NumberColumn("Events", format="localized"),
-    "bytes": st.column_config.NumberColumn("Bytes", format="bytes"),
-    "read_ms": st.column_config.NumberColumn("Reading, ms", format="localized"),
-    "waited_ms": st.column_config.NumberColumn("Model stood still, ms", format="localized"),
+    "mib": st.column_config.NumberColumn("Bytes, MiB", format="%.1f"),
+    "read_s": st.column_config.NumberColumn("Reading, s", format="%.2f"),
+    "waited_s": st.column_config.NumberColumn("Model stood still, s", format="%.2f"),
     "idle_passes": st.column_config.NumberColumn("Idle passes before", format="%.1f", help="Of evictions, the mean."),
     "policy_score": st.column_config.NumberColumn("Policy's score", format="%.3f", help="Of evictions, the mean."),
 }
@@ -39,18 +39,14 @@ def render() -> None:
 def _figures(mirror: Mirror, run: Run) -> None:
     found = "Share of fetches that found the expert in memory"
     courses = (
-        Course("hit_rate", "The hit rate", "Hit rate by score window", found, (0.0, 1.0)),
-        Course("evictions_per_1000", "Churn", "Churn by score window", "Evictions per 1,000 tokens"),
+        Course("hit_rate", "the hit rate", "Hit rate by score window", found, (0.0, 1.0)),
+        Course("evictions_per_1000", "churn", "Churn by score window", "Evictions per 1,000 tokens", form=",.0f"),
     )
     if not course.draw(mirror, run, courses):
         return
     _events(mirror, run)
     st.subheader("What if", anchor=False)
-    states.nothing(
-        "The record holds no miss-ratio curves.",
-        "What other policies and budgets would have done, and the best that any could (Belady), is computed from a "
-        "raw trace: record one with `observer run --trace`, then see `observer replay`.",
-    )
+    what_if.draw(mirror, run)
 
 
 def _events(mirror: Mirror, run: Run) -> None:
@@ -64,7 +60,7 @@ def _events(mirror: Mirror, run: Run) -> None:
     rows = traffic.to_pylist()
     finding = findings.traffic(rows)
     title = f"Loads and evictions, in stretches of {rows[0]['width']:,} passes"
-    st.altair_chart(
+    figure.draw(
         charts.columns(
             traffic,
             x=charts.Axis("step", "Forward pass", None, ",d"),
@@ -74,10 +70,15 @@ def _events(mirror: Mirror, run: Run) -> None:
             finding=finding,
         ),
         key="traffic",
-        alt=f"{title}. {finding}",
+        title=title,
+        finding=finding,
     )
     st.dataframe(
-        queries.reasons(mirror, run.run_id), hide_index=True, column_config=_REASONS, alt=f"Reasons. {finding}"
+        queries.reasons(mirror, run.run_id),
+        hide_index=True,
+        column_config=_REASONS,
+        placeholder="",
+        alt=f"Reasons. {finding}",
     )
     left, right = st.columns(2)
     regret = queries.regret(mirror, run.run_id)
@@ -87,12 +88,19 @@ def _events(mirror: Mirror, run: Run) -> None:
                 findings.regret(regret.to_pylist()),
                 "Regret: evictions by how soon the expert was loaded again",
             )
-            st.altair_chart(
+            figure.draw(
                 charts.counted(
-                    regret, name="back_after", value="evictions", unit="Logged evictions", title=title, finding=finding
+                    regret,
+                    name="back_after",
+                    value="evictions",
+                    value_title="Logged evictions",
+                    title=title,
+                    finding=finding,
+                    share=0.5,
                 ),
                 key="regret",
-                alt=f"{title}. {finding}",
+                title=title,
+                finding=finding,
             )
         else:
             st.caption("Nothing was evicted.")

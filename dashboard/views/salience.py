@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import charts, facts, findings, page, queries, states, words
+from dashboard import charts, facts, figure, findings, page, queries, states, words
 from dashboard.connection import Mirror
 from dashboard.queries import Run
 
@@ -16,7 +16,7 @@ _ANY = "any"
 def render() -> None:
     """Draw the page. The run, the component and the filters are in the URL."""
     mirror = page.begin("Salience")
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True):
         run = page.choose_run(mirror)
         component = page.choose_component(mirror, run)
         contexts = queries.contexts(mirror, run.run_id) or [queries.ALL_CONTEXTS]
@@ -48,7 +48,7 @@ def _figures(mirror: Mirror, run: Run, component: str, context: str, driven_by: 
         return
     finding = findings.salience(stream.to_pylist())
     title = f"Salience of {component} over the run, text after text"
-    st.altair_chart(
+    figure.draw(
         charts.envelope(
             stream,
             x=charts.Axis("part", "Stretch of the run, in the order of the texts", (1, stream.num_rows), "d"),
@@ -59,7 +59,8 @@ def _figures(mirror: Mirror, run: Run, component: str, context: str, driven_by: 
             finding=finding,
         ),
         key="stream",
-        alt=f"{title}. {finding}",
+        title=title,
+        finding=finding,
     )
     _after(mirror, run, component)
     st.subheader("The most salient moments", anchor=False)
@@ -74,17 +75,19 @@ def _after(mirror: Mirror, run: Run, component: str) -> None:
     rows = queries.after(mirror, run.run_id, component)
     finding = findings.after(rows)
     title = "NLL before, in and after windows, by quarter of salience (4 = most salient)"
-    st.altair_chart(
+    figure.draw(
         charts.grouped(
             rows,
-            ["nll_before", "nll", "nll_after"],
+            {"nll_before": "window before", "nll": "window itself", "nll_after": "window after"},
             group="quarter",
-            unit="NLL, nats per predicted token",
+            group_title="Quarter of salience",
+            value_title="Nats per predicted token",
             title=title,
             finding=finding,
         ),
         key="after",
-        alt=f"{title}. {finding}",
+        title=title,
+        finding=finding,
     )
 
 
@@ -99,10 +102,11 @@ def _moment(place: int, moment: dict[str, Any]) -> None:
                 st.caption("Its text is not in the record; `observer run --keep-text` keeps it.")
         scores = ", ".join(f"{name} {moment[name]:.2f}" for name in charts.DIMENSIONS)
         with right:
-            st.altair_chart(
-                charts.five(moment, title="Its five scores"),
+            figure.draw(
+                charts.five(moment, title="Its five scores, 0 to 1"),
                 key=f"moment {place}",
-                alt=f"Scores of moment {place}: {scores}; driven by {moment['driven_by']}",
+                title=f"Scores of moment {place}, 0 to 1",
+                finding=f"{scores}; driven by {moment['driven_by']}.",
             )
 
 

@@ -62,7 +62,10 @@ def render() -> None:
         st.button("Run", type="primary")  # leaving the text area has already taken the query
         st.caption(LIMITS)
         if sql.strip():
-            _result(_answer(states.open_console(mirror), str(mirror.path), mirror.version, sql, parameters), sql)
+            console = states.open_console(mirror)
+            with states.reading() as progress:
+                console.copy(sql, progress)
+            _result(_answer(console, str(mirror.path), mirror.version, sql, parameters), sql)
         else:
             st.info("Choose a question, or write a query over the views listed beside it.", icon=":material/info:")
 

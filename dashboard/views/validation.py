@@ -3,7 +3,7 @@
 import pyarrow.compute as pc
 import streamlit as st
 
-from dashboard import charts, findings, page, queries, states
+from dashboard import charts, figure, findings, page, queries, states
 from dashboard.connection import Mirror
 from dashboard.queries import Run
 
@@ -40,19 +40,28 @@ def _figures(mirror: Mirror, run: Run) -> None:
         "that the run had not scored. A figure that ranks the experts as that cost does has rho 1; one that knows "
         "nothing has 0."
     )
+    if coverage := queries.coverage(mirror, run.run_id):
+        st.text(findings.coverage(coverage))
     scopes = list(dict.fromkeys(rows["scope"].to_pylist()))
     for pair in (scopes[place : place + 2] for place in range(0, len(scopes), 2)):
         for column, scope in zip(st.columns(2), pair, strict=False):
             of_scope = rows.filter(pc.equal(rows["scope"], scope))
             finding = findings.validity(of_scope.to_pylist(), scope)
+            of_scope = of_scope.filter(pc.invert(of_scope["is_difference"]))
             title = f"What foretells the cost of removal: {scope}"
             with column:
-                st.altair_chart(
-                    charts.validity(of_scope, title=title, finding=finding),
+                figure.draw(
+                    charts.validity(of_scope, title=title, finding=finding, share=0.5),
                     key=f"scope {scope}",
-                    alt=f"{title}. {finding}",
+                    title=title,
+                    finding=finding,
                 )
-    st.dataframe(rows, hide_index=True, column_config=_COLUMNS, alt=f"All {rows.num_rows} correlations with intervals")
+    st.dataframe(
+        rows.drop_columns("is_difference"),
+        hide_index=True,
+        column_config=_COLUMNS,
+        alt=f"All {rows.num_rows} correlations, and differences of two, with intervals",
+    )
 
 
 if __name__ == "__main__":

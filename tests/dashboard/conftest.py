@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,45 @@ def record(made: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def sql(record: Path) -> Sql:
-    """Run statements on the record, as another process."""
-    return lambda *statements: json.loads(_record("sql", str(record), *statements))
+@pytest.fixture(scope="session")
+def sql_on() -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Run statements on any record, in another process."""
+    command = [sys.executable, str(RECORD), "serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        requests, answers = process.stdin, process.stdout
+        assert requests is not None
+        assert answers is not None
+
+        def run(path: Path, *statements: str) -> list[dict[str, Any]]:
+            requests.write(json.dumps([str(path), *statements]) + "\n")
+            requests.flush()
+            rows: list[dict[str, Any]] = json.loads(answers.readline())
+            return rows
+
+        yield run
+        requests.close()
 
 
 @pytest.fixture
-def sql_on() -> Callable[[Path, str], list[dict[str, Any]]]:
-    """Run one statement on any record, as another process."""
-    return lambda path, statement: json.loads(_record("sql", str(path), statement))
+def sql(record: Path, sql_on: Callable[..., list[dict[str, Any]]]) -> Sql:
+    """Run statements on the record, in another process."""
+    return lambda *statements: sql_on(record, *statements)
+
+
+@pytest.fixture(scope="session")
+def shared_mirror(made: Path) -> Mirror:
+    """A mirror of a record that nobody changes."""
+    mirror = Mirror(made)
+    mirror.sync()
+    return mirror
 
 
 @pytest.fixture
-def mirror(record: Path) -> Mirror:
-    mirror = Mirror(record)
+def mirror(request: pytest.FixtureRequest) -> Mirror:
+    """A mirror of this test's own record if it may change that, else the one of all."""
+    if "sql" not in request.fixturenames:
+        shared: Mirror = request.getfixturevalue("shared_mirror")
+        return shared
+    mirror = Mirror(request.getfixturevalue("record"))
     mirror.sync()
     return mirror

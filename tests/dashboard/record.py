@@ -1,9 +1,11 @@
 """
 Makes and changes records for the dashboard's tests, as a program of its own: `record.py make FILE`, `record.py sql
-FILE STATEMENT...` (prints the last one's rows as JSON). A process must not open one SQLite file through two SQLite
+FILE STATEMENT...` (prints the last one's rows as JSON), `record.py serve` (the same, for each list [FILE, STATEMENT...]
+that is a line of its input). A process must not open one SQLite file through two SQLite
 libraries, and the tests' process reads records through ADBC.
 """
 
+import contextlib
 import json
 import random
 import sqlite3
@@ -196,13 +198,17 @@ def _insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> 
 
 def sql(path: str, *statements: str) -> list[dict[str, Any]]:
     """Run statements in one transaction and return the rows of the last."""
-    with sqlite3.connect(path) as connection:
-        connection.row_factory = sqlite3.Row
+    connection = sqlite3.connect(path)
+    connection.row_factory = sqlite3.Row
+    with contextlib.closing(connection), connection:
         return [[dict(row) for row in connection.execute(statement)] for statement in statements][-1]
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(sys.argv[2])
+    elif sys.argv[1] == "serve":
+        for line in sys.stdin:
+            print(json.dumps(sql(*json.loads(line))), flush=True)
     else:
         json.dump(sql(*sys.argv[2:]), sys.stdout)

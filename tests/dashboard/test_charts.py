@@ -2,6 +2,10 @@ import pyarrow as pa
 import pytest
 
 from dashboard import charts, findings
+from tests.dashboard.contrast import contrast
+
+DARK_PAGE = "#11161c"
+LAYERS = pa.table({"layer": [0, 1], "entropy_share": [0.5, 1.0], "dead": [0, 2], "experts": [4, 4]})
 
 
 def cells(**changes: dict[int, object]) -> pa.Table:
@@ -26,24 +30,42 @@ def spec(colour: charts.Colour, marked: charts.Cell | None = None) -> dict:
     [
         ("trust", "trust", [0, 1]),
         ("convergence", "convergence", [0, 1]),
-        ("load", "load_log2", [-3, 3]),
+        ("load", "load_log2", [-3, 0, 3]),
         ("residency", "residency", [0, 1]),
-        ("difference", "change", [-0.5, 0.5]),
+        ("difference", "change", [-0.5, 0, 0.5]),
     ],
 )
 def test_the_colour_domain_is_fixed(colour: charts.Colour, field: str, domain: list[int]):
     encoding = spec(colour)["layer"][0]["encoding"]["color"]
     assert (encoding["field"], encoding["scale"]["domain"]) == (field, domain)
     assert encoding["legend"]["title"]
-    assert (encoding["scale"].get("domainMid") == 0) == (colour in ("load", "difference"))
 
 
-def test_unused_experts_are_drawn_apart_and_without_colour():
-    alive, dead, cross = spec("trust")["layer"]
-    assert alive["transform"] == [{"filter": "!datum.dead"}]
-    for layer in (dead, cross):
-        assert layer["transform"] == [{"filter": "datum.dead"}]
+def test_what_is_not_known_has_no_colour_and_unused_experts_are_crossed_out():
+    alive, blank, cross = spec("trust")["layer"]
+    assert alive["transform"] == [{"filter": "!datum.dead && isValid(datum.trust)"}]
+    assert blank["transform"] == [{"filter": "!(!datum.dead && isValid(datum.trust))"}]
+    assert cross["transform"] == [{"filter": "datum.dead"}]
+    for layer in (blank, cross):
         assert "color" not in layer["encoding"]
+
+
+@pytest.mark.parametrize("colour", ["load", "difference"])
+def test_the_middle_of_a_scale_with_two_ends_is_near_the_page(colour: charts.Colour):
+    def middle(dark: bool) -> str:
+        drawn = charts.expert_map(cells(), colour=colour, title="T", finding="F.", marked=None, dark=dark).to_dict()
+        return drawn["layer"][0]["encoding"]["color"]["scale"]["range"][1]
+
+    assert contrast(middle(False), "#ffffff") < 2
+    assert contrast(middle(True), DARK_PAGE) < 2
+
+
+@pytest.mark.parametrize(("dark", "page"), [(False, "#ffffff"), (True, DARK_PAGE)])
+def test_text_is_readable_on_its_page(dark: bool, page: str):
+    config = charts.themed(charts.layer_margins(LAYERS), dark=dark).to_dict()["config"]
+    colours = [config["title"][name] for name in ("color", "subtitleColor")]
+    colours += [config[part][name] for part in ("axis", "legend") for name in ("labelColor", "titleColor")]
+    assert min(contrast(colour, page) for colour in colours) >= 4.5
 
 
 def test_a_click_yields_layer_and_expert():
@@ -64,10 +86,9 @@ def test_a_click_is_heard_on_dead_cells_too():
 
 
 def test_margins_are_as_high_as_the_map_beside_them():
-    layers = pa.table({"layer": [0, 1], "entropy_share": [0.5, 1.0], "dead": [0, 2], "experts": [4, 4]})
     two = pa.concat_tables([cells(), cells().set_column(0, "layer", pa.array([1] * 4))])
     drawn = charts.expert_map(two, colour="trust", title="T", finding="F.", marked=None).to_dict()
-    assert charts.layer_margins(layers).to_dict()["height"] == drawn["height"]
+    assert charts.layer_margins(LAYERS).to_dict()["height"] == drawn["height"]
 
 
 TOKEN = charts.Axis("token", "Tokens", (0, 10))
@@ -103,6 +124,32 @@ def test_validity_is_drawn_with_its_interval_from_minus_one_to_one():
     assert point["encoding"]["x"]["field"] == "rho"
 
 
+def curves(policies: list[str], dark: bool = False) -> dict:
+    rows = [
+        dict(policy=policy, budget_experts=budget, is_own=(policy, budget) == ("lru", 8), miss_ratio=ratio)
+        | dict(miss_ratio_low=ratio - 0.1, miss_ratio_high=ratio + 0.1, mib=1.0, read_s=1.0)
+        for policy, start in (("lru", 0.9), ("lfu", 0.8), ("belady", 0.5))
+        for budget, ratio in ((4, start), (8, start / 2))
+    ]
+    table = pa.Table.from_pylist(rows)
+    return charts.miss_ratio_curves(table, policies, title="T", finding="F.", dark=dark).to_dict()
+
+
+def test_curves_are_of_the_chosen_policies_over_the_floor():
+    drawn = curves(["lfu"])
+    (rows,) = drawn["datasets"].values()
+    assert {row["line"] for row in rows} == {"lfu", "belady (floor)"}
+    band, curve, own, _ = drawn["layer"]
+    assert (band["encoding"]["y"]["field"], band["encoding"]["y2"]["field"]) == ("miss_ratio_low", "miss_ratio_high")
+    assert curve["encoding"]["y"]["field"] == "miss_ratio"
+    assert curve["encoding"]["y"]["scale"]["domain"] == [0, 1]
+    assert curve["encoding"]["color"]["scale"]["domain"] == ["lfu", "belady (floor)"]
+    assert own["transform"] == [{"filter": "datum.is_own"}]
+    assert not any(row["is_own"] for row in rows)
+    (with_own,) = curves(["lru"])["datasets"].values()
+    assert [row["budget_experts"] for row in with_own if row["is_own"]] == [8]
+
+
 def test_a_stream_is_drawn_by_its_extremes():
     rows = pa.table({"part": [1, 2], "least": [0.1, 0.2], "greatest": [0.3, 0.9], "last": [0.2, 0.5]})
     drawn = charts.envelope(
@@ -120,7 +167,20 @@ def test_a_stream_is_drawn_by_its_extremes():
 
 
 def test_the_title_says_what_the_chart_shows():
-    assert spec("load")["title"] | {"text": "T", "subtitle": "F."} == spec("load")["title"]
+    title = spec("load")["title"]
+    assert (title["text"], " ".join(title["subtitle"]).strip()) == ("T", "F.")
+
+
+def test_a_long_sentence_is_wrapped_to_the_width_of_its_place():
+    finding = "word " * 60
+    rows = pa.table({"token": [5, 10], "a": [0.1, 0.2]})
+    lines = [
+        charts.line(rows, x=TOKEN, y=charts.Axis("a", "A"), title="T", finding=finding, share=share)
+        .to_dict()["title"]["subtitle"]
+        for share in (1, 0.5)
+    ]  # fmt: skip
+    assert [" ".join(said) for said in lines] == [finding.strip()] * 2
+    assert len(lines[1]) == 2 * len(lines[0]) == 4
 
 
 def test_the_findings_are_computed_from_the_cells():

@@ -82,7 +82,7 @@ def titles(page: AppTest) -> list[str]:
 
 
 def subtitle(page: AppTest) -> str:
-    return json.loads(charts(page)[0].proto.spec)["title"]["subtitle"]
+    return " ".join(json.loads(charts(page)[0].proto.spec)["title"]["subtitle"])
 
 
 def test_each_component_has_margins_beside_its_map(page: AppTest, sql: Sql):

@@ -9,6 +9,7 @@ import dashboard
 from dashboard import queries
 from dashboard.connection import Mirror
 from tests.dashboard.conftest import Sql
+from tests.dashboard.record import WHAT_IF
 
 
 def test_runs_come_newest_first_with_their_header(mirror: Mirror):
@@ -147,7 +148,9 @@ def test_traffic_regret_and_reasons_are_counted(mirror: Mirror):
         ("load", "prefetch"): 1,
         ("evict", "capacity"): 5,
     }
-    assert reasons["load", "demand"]["waited_ms"] == 11.0
+    assert reasons["load", "demand"]["waited_s"] == pytest.approx(0.011)
+    assert reasons["load", "demand"]["mib"] == pytest.approx(11 * 4096 / 2**20)
+    assert reasons["evict", "capacity"]["read_s"] is None
     quarters = queries.trust_of_evicted(mirror, 1)
     assert [row["quarter"] for row in quarters] == [4, 3, 2, 1]
     assert sum(row["evictions"] for row in quarters) == 5
@@ -189,6 +192,37 @@ def test_gaps_trace_and_validation_are_as_recorded(mirror: Mirror):
     scopes = list(dict.fromkeys(queries.validation(mirror, 1)["scope"].to_pylist()))
     assert scopes == ["global", "within layer", "code"]
     assert queries.validation(mirror, 1).to_pylist()[0]["statistic"] == "impact_mean"
+
+
+def test_what_intervals_hold_is_no_correlation(mirror: Mirror, sql: Sql):
+    assert queries.coverage(mirror, 1) == []
+    sql("insert into validation values (1, '90% intervals that hold', 'code', 0.85, 0.85, 0.85, 160, 88, 1)")
+    sql("insert into validation values (1, 'trust - load', 'code', 0.09, 0.01, 0.2, 160, 88, 1)")
+    mirror.sync()
+    assert queries.coverage(mirror, 1) == [{"context": "code", "share": 0.85, "experts": 160, "texts": 88}]
+    of_code = [row for row in queries.validation(mirror, 1).to_pylist() if row["scope"] == "code"]
+    assert [(row["statistic"], row["is_difference"]) for row in of_code] == [
+        *(("trust", False), ("load", False), ("trust - load", True))
+    ]
+
+
+def test_curves_hold_what_each_policy_would_have_missed(mirror: Mirror):
+    assert queries.what_if_phases(mirror, 1) == ["all", "prefill"]
+    assert queries.what_if_phases(mirror, 2) == []
+    rows = queries.what_if(mirror, 1, "all").to_pylist()
+    assert {(row["policy"], row["budget_experts"]): row["miss_ratio"] for row in rows} == {
+        (policy, budget): misses / 2000 for policy, curve in WHAT_IF.items() for budget, misses in curve.items()
+    }
+    assert [(row["policy"], row["budget_experts"]) for row in rows if row["is_own"]] == [("lru", 64)]
+    policies = queries.what_if_policies(mirror, 1, "all")
+    assert [(row["policy"], row["is_own"]) for row in policies] == [("use-rate", False), ("lru", True)]
+    at_own = queries.what_if_at_own(mirror, 1, "all")
+    assert [(row["policy"], row["miss_ratio"]) for row in at_own] == [
+        ("belady", 0.15),
+        ("use-rate", 0.24),
+        ("lru", 0.25),
+    ]
+    assert {row["budget_experts"] for row in at_own} == {64}
 
 
 def test_the_difference_of_two_runs_is_over_their_common_experts(mirror: Mirror, sql: Sql):

@@ -15,7 +15,7 @@ FIGURES = [view for view in PAGES if view != "sql"]
 
 
 def test_each_page_has_a_file_and_an_explanation():
-    parts = {"__init__", "course", "expert_figures"}  # of pages, no pages themselves
+    parts = {"__init__", "course", "expert_figures", "what_if"}  # of pages, no pages themselves
     files = {path.stem for path in APP.parent.glob("views/*.py")} - parts
     assert files == set(PAGES)
     assert all(about.endswith(".") for _, about in PAGES.values())

@@ -5,9 +5,10 @@ import time
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.dashboard.contrast import contrast
 from tests.dashboard.record import EVIL
 from tests.e2e.conftest import Sql, a_user
-from tests.e2e.pages import cell, chart, fact, picture, query, wait_for_query
+from tests.e2e.pages import TEXTS, cell, chart, fact, picture, query, settled, wait_for_query
 
 pytestmark = pytest.mark.e2e
 
@@ -71,6 +72,46 @@ def test_salience_shows_texts_as_they_are(address: str, page: Page):
 def test_residency_shows_what_was_regretted(address: str, page: Page):
     page.goto(f"{address}/residency?run=small")
     expect(chart(page, "Regret")).to_contain_text("2 of 5 evicted experts were loaded again within 4 passes")
+
+
+def test_what_if_draws_the_policies_that_are_chosen(address: str, page: Page):
+    page.goto(f"{address}/residency?run=small")
+    curves = chart(page, "Miss ratio by policy and budget, all passes")
+    expect(curves).to_contain_text("this run")
+    expect(curves).to_contain_text("belady (floor)")
+    expect(curves).to_contain_text("use-rate misses the fewest, 24.0%")
+    page.get_by_role("radio", name="prefill").click()
+    expect(chart(page, "Miss ratio by policy and budget, prefill")).to_be_visible()
+    wait_for_query(page, run="small", phase="prefill")
+
+
+LOOKS = {
+    "overview": "/?run=small&other=omni",
+    "expert map": "/expert_map?run=small&colour=load&layer=2&expert=12",
+    "difference": "/expert_map?run=small&colour=difference&other=omni",
+    "expert": "/expert?run=small&layer=2&expert=12",
+    "salience": "/salience?run=small",
+    "residency": "/residency?run=small",
+    "validation": "/validation?run=small",
+    "quality": "/quality?run=omni",
+    "sql": "/sql?question=trust",
+}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_and_nothing_is_cut(address: str, browser: Browser, scheme: str):
+    problems = []
+    with a_user(browser, color_scheme=scheme) as page:
+        for name, path in LOOKS.items():
+            page.goto(f"{address}{path}")
+            if name != "sql":
+                expect(page.get_by_test_id("stVegaLiteChart").locator("svg").first).to_be_visible()
+            settled(page, 500)
+            found = page.evaluate(TEXTS)
+            assert len(found) > 10, name
+            bad = [text for text in found if text["isCut"] or contrast(text["colour"], text["behind"]) < 4.5]
+            problems += [f"{name}: {text}" for text in bad]
+    assert not problems, "\n".join(problems)
 
 
 def test_validation_shows_where_trust_stands(address: str, page: Page):
