@@ -1,6 +1,6 @@
 """What each capture level costs: a segmented model with a collector, told all or nothing in turn.
 
-    python -m tests.benchmarks.capture [FOLDER] [--rounds 9]
+    python -m tests.benchmarks.capture [FOLDER] [--rounds 9] [--steps 180]
 
 FOLDER is a checkpoint of real width (`python -m tests.benchmarks.wide FOLDER`); all experts are in memory, so that only
 the observer differs. In a round every level and the unobserved model take one pass each, in a random order; a ratio is
@@ -30,7 +30,6 @@ from segmoe.embedded import MODEL
 from segmoe.events import CAPTURES
 
 PREFILL_TOKENS = 256
-DECODE_ROUNDS = 20  # for each round of prefill
 WARM_ROUNDS = 2  # the first read the experts
 UNOBSERVED = "unobserved"
 
@@ -81,8 +80,9 @@ def with_interval(ratios: np.ndarray, rng: np.random.Generator) -> str:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=MODEL)
-@click.option("--rounds", default=9, show_default=True, help="Prefill passes at each level; 20 times as many decode.")
-def main(folder: Path, rounds: int) -> None:
+@click.option("--rounds", default=9, show_default=True, help="Prefill passes at each level.")
+@click.option("--steps", default=180, show_default=True, help="Passes of one token at each level.")
+def main(folder: Path, rounds: int, steps: int) -> None:
     """Print how much more time passes take at each level than without a sink."""
     sizes = {key: part.nbytes for key, part in segmoe.load(folder).segmoe.manifest.experts.items()}
     collector = Collector(Observation(sizes, ["text"]))
@@ -91,7 +91,7 @@ def main(folder: Path, rounds: int) -> None:
     rng = np.random.default_rng(0)
     table = Table("pass", "capture", "model's thread", "wall", "with the observer's thread")
     with torch.inference_mode():
-        for phase, tokens, count in (("prefill", PREFILL_TOKENS, rounds), ("decode", 1, rounds * DECODE_ROUNDS)):
+        for phase, tokens, count in (("prefill", PREFILL_TOKENS, rounds), ("decode", 1, steps)):
             times = passes(model, collector, tokens, count, rng)
             base = times[UNOBSERVED]
             took = f"{phase}: {1e3 * np.median(base[:, 0]):,.1f} ms"
@@ -102,7 +102,7 @@ def main(folder: Path, rounds: int) -> None:
     console.width = max(console.width, 120)
     console.print(table)
     console.print(
-        f"more than unobserved; medians of {rounds} passes of {PREFILL_TOKENS} tokens and {rounds * DECODE_ROUNDS} of "
+        f"more than unobserved; medians of {rounds} passes of {PREFILL_TOKENS} tokens and {steps} of "
         f"one, 90% intervals; {torch.get_num_threads()} threads"
     )
 
