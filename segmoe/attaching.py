@@ -23,6 +23,7 @@ from segmoe.cache import Counters
 from segmoe.contributions import Added, is_small_enough, of_experts, of_picks, ordinary, watched
 from segmoe.errors import ConfigError, Unsupported
 from segmoe.events import CAPTURES, Capture, Contribution, EventSink, GuardedSink
+from segmoe.guards import uncompiled
 from segmoe.manifest import ExpertsModule, experts_modules
 from segmoe.telling import Picks, tell_later
 
@@ -173,8 +174,8 @@ class Attached:
                 self._sink.emit(passes.step_done(current, self._step, Counters()))
 
         self._handles += [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, with_kwargs=True, always_call=True),
+            module.register_forward_pre_hook(uncompiled(before), with_kwargs=True),
+            module.register_forward_hook(uncompiled(after), with_kwargs=True, always_call=True),
         ]
 
 
