@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from observer.db.session import reading
 from observer.errors import ObserverError
 from observer.observation import ALL
-from observer.report import read_report
+from observer.report import evidence, read_report
 from observer.stats.windows import WINDOW_TOKENS
 from segmoe.events import ExpertKey
 from segmoe.units import format_bytes
@@ -62,6 +62,7 @@ class Advice(NamedTuple):
     prefetch: list[Pair]
     budgets: list[tuple[float, int, Share]]  # wanted share of picks, experts to pin, share of picks met
     expert_bytes: int  # of the largest
+    evidence: str  # the events that all of this rests on, and those that were lost
 
 
 def advise(
@@ -98,6 +99,7 @@ def advise(
             prefetch=_prefetch(connection, run_id),
             budgets=budgets,
             expert_bytes=_largest(connection, run_id),
+            evidence=evidence(shown),
         )
 
 
@@ -219,6 +221,7 @@ def print_advice(advice: Advice, console: Console | None = None) -> None:
     for pair in advice.prefetch[:SHOWN]:
         pairs.add_row(_name(pair.before), _name(pair.after), str(pair.probability), f"{pair.lift:.1f}")
     console.print(pairs)
+    say(advice.evidence)
 
 
 def _name(key: ExpertKey) -> str:

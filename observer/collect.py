@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -57,6 +58,8 @@ class Collector:
     Lossless, `emit` waits while the queue is full; otherwise it drops the event and counts it. What the observation or
     `record` raise stops both for good: later events count as dropped, `failure` tells why, the model never notices.
 
+    `with collector.paused():` leaves passes out, which are then a gap of the record.
+
     Whoever wants to go on after a crash tells at `begin`, `flush` and `close` its own place between two batches. Then
     snapshots are taken only there, each with the state to go on from: whole batches are recorded, or nothing of them.
     """
@@ -83,6 +86,7 @@ class Collector:
         self._abandoned = False
         self._drops_lock = threading.Lock()  # both the model's thread and the consumer count drops
         self._closed = False
+        self._is_paused = False
         self._thread = threading.Thread(target=self._consume, name="observer", daemon=True)
         self._thread.start()
 
@@ -103,9 +107,11 @@ class Collector:
         return replace(self.observation.totals)
 
     def emit(self, event: Event, /) -> None:
-        """Queue the event; after `close`, drop it."""
+        """Queue the event; while paused and after `close`, drop it."""
         if self._closed:
             self._drop("closed", event.step)
+        elif self._is_paused:
+            self._drop("paused", event.step)
         elif self._lossless:
             if not self._put(event):
                 self._drop("observer thread ended", event.step)
@@ -114,6 +120,18 @@ class Collector:
                 self._queue.put_nowait(event)
             except queue.Full:
                 self._drop("queue full", event.step)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While this lasts, what the model tells is not recorded but counted; begin and end it between passes.
+
+        The model still makes the events. `model.segmoe.paused()` also saves that, and no gap tells of it.
+        """
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
 
     def begin(self, texts: Sequence[TextRef], evidence: bool, place: Arrays | None = None) -> None:
         """Announce the batch of the events that follow: row r is texts[r]; never dropped, so this may wait.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,11 +98,20 @@ def _parts(report: Report, db: Path, *, framed: bool) -> list[str | Table]:
     for title, rows in (("Most", report.trust[:EXTREMES]), ("Least", report.trust[::-1][:EXTREMES])):
         parts += [_extremes(f"{title} trusted experts (against the model's median)", rows, framed), ""]
     parts += [_contexts(report, framed), "", *_settled(report)]
-    drops = ", ".join(f"{count:,} {reason}" for reason, count in json.loads(run["drops"]).items())
-    parts.append(f"Events: {run['events_seen']:,} seen, {run['events_dropped']:,} dropped{f' ({drops})' * bool(drops)}")
+    parts.append(evidence(run))
     parts.append(f"Record: {db}")
     parts.append(f"Dashboard: python -m dashboard --db {db}  (or: make dashboard)")
     return parts
+
+
+def evidence(run: Mapping[str, Any] | RowMapping) -> str:
+    """Tell on how many events a run's statistics rest, and what was lost; `run` has the columns of v_run.
+
+    >>> evidence({"events_seen": 1500, "events_dropped": 20, "drops": '{"queue full": 20}'})
+    'Events: 1,500 seen, 20 dropped (20 queue full)'
+    """
+    drops = ", ".join(f"{count:,} {reason}" for reason, count in json.loads(run["drops"]).items())
+    return f"Events: {run['events_seen']:,} seen, {run['events_dropped']:,} dropped{f' ({drops})' * bool(drops)}"
 
 
 def _settled(report: Report) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import RowMapping
 
 from observer.ablation import Ablation, ablate, nll_keeping
 from observer.corpus import Text
@@ -16,7 +17,7 @@ from observer.db.session import reading
 from observer.db.writer import write_validation
 from observer.heldout import Statistics, held_out, nulls
 from observer.observation import ALL
-from observer.report import read_report
+from observer.report import evidence, read_report
 from observer.validate import (
     COVERAGE,
     SCOPES,
@@ -61,7 +62,7 @@ def validate(
     part = spread(texts, CURVE_TEXTS)
     curves = kept_curves(checkpoint, part, everything, every, progress("keeping the best"))
     write_validation(engine, int(shown["run_id"]), validation_rows(found, covered, ablation))
-    print_validation(found, covered, curves, ablation, shown["name"])
+    print_validation(found, covered, curves, ablation, shown)
 
 
 def spread(texts: Sequence[Text], count: int) -> list[Text]:
@@ -93,7 +94,7 @@ def print_validation(
     covered: Sequence[Coverage],
     curves: dict[str, list[float]],
     ablation: Ablation,
-    run: str,
+    run: RowMapping,
 ) -> None:
     """Print a line for each statistic, the one that foretells best first; then intervals and curves."""
     console = Console()
@@ -118,9 +119,9 @@ def print_validation(
     for part in (table, each, holds, kept):
         console.print(part, highlight=False, markup=False)
     console.print(
-        f"Run {run}: {len(ablation.keys):,} experts, each removed on {len(ablation.contexts):,} texts "
+        f"Run {run['name']}: {len(ablation.keys):,} experts, each removed on {len(ablation.contexts):,} texts "
         f"({int(ablation.predicted.sum()):,} predicted tokens) that the run has not scored; 90% bootstrap intervals. "
-        "Stored in v_validation.",
+        f"Stored in v_validation. {evidence(run)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

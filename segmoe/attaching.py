@@ -5,8 +5,8 @@
     attached.detach()
 
 Only hooks are added, and `detach` removes them. All weights are in memory, so there are no residency events. What a
-pick contributed is read from the last step of the implementation, `index_add_` of each expert (eager) or a sum over
-picks (batched_mm, grouped_mm); nothing is computed twice. Other implementations, and compiled models, tell routing.
+pick contributed is read from the last step of the implementation, what each expert adds (eager) or a sum over picks
+(batched_mm, grouped_mm); nothing is computed twice. Other implementations, and compiled models, tell routing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from segmoe import passes
 from segmoe.cache import Counters
+from segmoe.contributions import Added, is_small_enough, of_experts, of_picks, ordinary, watched
 from segmoe.errors import ConfigError, Unsupported
 from segmoe.events import CAPTURES, Capture, Contribution, EventSink, GuardedSink
-from segmoe.experts import MAX_KEPT_BYTES, Pick, contribution, routing_event
+from segmoe.guards import uncompiled
 from segmoe.manifest import ExpertsModule, experts_modules
+from segmoe.telling import Picks, tell_later
 
 Selection = Mapping[str, Collection[int]]
 """Component -> layers of which routing is told."""
@@ -97,35 +99,38 @@ class Attached:
 
     def _watch(self, place: ExpertsModule, module: Any, block: Any) -> None:
         """Hook an experts module, and its layer, whose output the contributions are measured by."""
-        reading: list[_Reader] = []
-        picks: list[tuple[Pick, _Reader]] = []
+        under_way: list[_Picks] = []
+        done: list[_Picks] = []
 
-        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._pass is None or not self._is_told:
+                return None
             hidden, ids, weights = (*args, *kwargs.values())[:3]
-            if self._pass is not None and self._is_told:
-                kept = ids.numel() * hidden.shape[-1] * hidden.element_size()
-                reader = _Reader(ids, weights)
-                if self.capture == "contribution" and kept <= MAX_KEPT_BYTES:
-                    reader.open()
-                reading.append(reader)
+            picks = _Picks(ids, weights)
+            under_way.append(picks)
+            if self.capture != "contribution" or torch.compiler.is_compiling() or not is_small_enough(hidden, ids):
+                return None
+            hidden = picks.listen(hidden, module.config._experts_implementation)
+            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): hidden})
 
-        def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not reading:
-                return
-            reader = reading.pop()
-            reader.close()
+        def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if not under_way:
+                return None
+            picks = under_way.pop()
+            picks.close()
             if output is None:
-                return  # the forward raised
-            if reader.is_open:
-                picks[:] = [(Pick(reader.ids, reader.weights, reader.added(), output), reader)]
-            else:
-                self._tell(place, reader.ids, reader.weights, None)
+                return None  # the forward raised
+            if picks.is_listening:
+                done[:] = [picks]
+                return ordinary(output)
+            self._tell(place, picks, None)
+            return None
 
         def layer_done(module: Any, args: Any, output: Any) -> None:
-            if picks:
-                pick, reader = picks.pop()
-                h = (output[0] if isinstance(output, tuple) else output).reshape(-1, pick.output.shape[-1])
-                self._tell(place, pick.topk_ids, pick.topk_weights, reader.contribution(pick, h))
+            if done:
+                picks = done.pop()
+                h = output[0] if isinstance(output, tuple) else output
+                self._tell(place, picks, picks.contribution(h.detach().reshape(-1, h.shape[-1])))
 
         self._handles += [
             module.register_forward_pre_hook(before, with_kwargs=True),
@@ -133,11 +138,12 @@ class Attached:
             block.register_forward_hook(layer_done),
         ]
 
-    def _tell(self, place: ExpertsModule, ids: Any, weights: Any, contributed: Contribution | None) -> None:
+    def _tell(self, place: ExpertsModule, picks: _Picks, contributed: Contribution | torch.Tensor | None) -> None:
         current = self._pass
         if current is not None:
-            tokens = passes.tokens_of(current, place.root, len(ids))
-            self._sink.emit(routing_event(self._step, place, tokens, ids, weights, contributed, self.capture))
+            tokens = passes.tokens_of(current, place.root, len(picks.ids))
+            told = Picks(self._step, place, tokens, picks.ids, picks.weights, contributed)
+            tell_later(current, told, self._sink.emit, self.capture)
 
     def _listen(self, component: str, module: Any, *, is_stack: bool) -> None:
         is_predicting = hasattr(module, "can_generate") and module.can_generate()
@@ -168,60 +174,56 @@ class Attached:
                 self._sink.emit(passes.step_done(current, self._step, Counters()))
 
         self._handles += [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, with_kwargs=True, always_call=True),
+            module.register_forward_pre_hook(uncompiled(before), with_kwargs=True),
+            module.register_forward_hook(uncompiled(after), with_kwargs=True, always_call=True),
         ]
 
 
-class _Reader(TorchFunctionMode):
-    """Notes the weighted outputs of the picks as an experts implementation adds them up; changes nothing."""
+class _Picks:
+    """The picks of an experts module in one pass, and what they added."""
 
     def __init__(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
-        super().__init__()
-        self.ids, self.weights = ids, weights
-        self.is_open = False
+        self.ids, self.weights = ids, weights.detach()
+        self.is_listening = False
+        self.summed: torch.Tensor | None = None  # [rows, k, hidden]
+        self._added: list[tuple[torch.Tensor, torch.Tensor]] = []  # rows, weighted outputs: one expert after the other
         self._stack = contextlib.ExitStack()
-        self._calls: list[tuple[torch.Tensor, torch.Tensor]] = []  # rows, weighted outputs: one expert after the other
-        self._summed: torch.Tensor | None = None  # [rows, k, hidden]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.Tensor.index_add_:
-            self._calls.append((args[2], args[3]))
-        elif func is torch.Tensor.sum and args[0].shape[:2] == self.ids.shape and args[0].dim() == 3:
-            self._summed = args[0]
-        return func(*args, **kwargs)
-
-    def open(self) -> None:
-        """Begin to note."""
-        self._stack.enter_context(self)
-        self.is_open = True
+    def listen(self, hidden: torch.Tensor, implementation: str | None) -> torch.Tensor:
+        """Begin to note what is added; return what the module is to be given for its hidden states."""
+        self.is_listening = True
+        if implementation in ("eager", None):
+            return watched(hidden, lambda rows, outputs: self._added.append((rows, outputs.detach())))
+        self._stack.enter_context(_Summing(self))
+        return hidden
 
     def close(self) -> None:
         """End noting; what was noted stays."""
         self._stack.close()
 
-    def added(self) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-        """What was added for which expert: the library's eager loops take the experts that were picked in order."""
-        experts = sorted(set(self.ids.flatten().tolist()))
-        if len(experts) != len(self._calls):
-            return []
-        return [(expert, *call) for expert, call in zip(experts, self._calls, strict=True)]
-
-    def contribution(self, pick: Pick, h: torch.Tensor) -> Contribution | None:
+    def contribution(self, h: torch.Tensor) -> Contribution | torch.Tensor | None:
         """What each pick did to the layer's output, or None where the implementation does not show it."""
-        c = self._summed
-        if c is None:
-            return contribution(pick, h)
-        if h.shape != pick.output.shape:
+        if self.summed is not None:
+            return of_picks(self.summed, h)
+        experts = sorted(set(self.ids.flatten().tolist()))  # the library's eager loops take them in this order
+        if len(experts) != len(self._added):
             return None
-        c, h = c.float(), h.float()
-        return Contribution(
-            c_norm=torch.linalg.vector_norm(c, dim=-1).cpu().numpy(),
-            h_dot_c=(h[:, None] * c).sum(-1).cpu().numpy(),
-            h_norm=torch.linalg.vector_norm(h, dim=-1).cpu().numpy(),
-            sum_c_norm=torch.linalg.vector_norm(pick.output.float(), dim=-1).cpu().numpy(),
+        return of_experts(
+            self.ids, [Added(expert, *part) for expert, part in zip(experts, self._added, strict=True)], h
         )
+
+
+class _Summing(TorchFunctionMode):
+    """Notes the weighted outputs that an implementation sums up over its picks; changes nothing."""
+
+    def __init__(self, picks: _Picks) -> None:
+        super().__init__()
+        self._picks = picks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.sum and args[0].dim() == 3 and args[0].shape[:2] == self._picks.ids.shape:
+            self._picks.summed = args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 def is_selected(place: ExpertsModule, select: Selection | None) -> bool:

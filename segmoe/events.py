@@ -37,6 +37,15 @@ class Contribution:
     h_norm: NDArray[np.float32]  # [rows] |h|
     sum_c_norm: NDArray[np.float32]  # [rows] |sum over k of c|
 
+    def __getitem__(self, rows: slice) -> Contribution:
+        """Some of its rows, without a copy."""
+        return Contribution(
+            c_norm=self.c_norm[rows],
+            h_dot_c=self.h_dot_c[rows],
+            h_norm=self.h_norm[rows],
+            sum_c_norm=self.sum_c_norm[rows],
+        )
+
     def impact(self) -> NDArray[np.float64]:
         """1 - cos(h, h - c) of each pick, shape [rows, k], in 0..2.
 

@@ -3,30 +3,26 @@
 transformers sends every MoE family through one experts interface. The implementation registered here calls the
 forward that the family's author wrote, and only what `self.gate_up_proj[expert]` returns is ours. So the result is
 the stock one bit for bit by construction, and no family needs code of its own. What each pick contributed is read
-from the family's own `index_add_` calls, so nothing is computed twice.
+from what that forward adds up (contributions.py), so nothing is computed twice.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from segmoe.contributions import Added, is_small_enough, of_experts, ordinary, watched
 from segmoe.errors import Unsupported
-from segmoe.events import Capture, Contribution, Counted, ExpertKey, Routed
-from segmoe.passes import Tokens
+from segmoe.events import Contribution, ExpertKey
+from segmoe.telling import Picks, tell_later
 
 if TYPE_CHECKING:
     from segmoe.manifest import ExpertsModule
     from segmoe.runtime import Runtime
 
 IMPLEMENTATION = "segmented"
-
-MAX_KEPT_BYTES = 1 << 30
-"""Picks of a layer are kept until the layer's output is known; above this their contributions are not captured."""
 
 
 class Stack:
@@ -41,13 +37,12 @@ class Stack:
         return tensor
 
 
-class Pick(NamedTuple):
+class _Open(NamedTuple):
     """A layer's picks between its experts and its output."""
 
     topk_ids: torch.Tensor  # [rows, k]
     topk_weights: torch.Tensor  # [rows, k]
-    added: list[tuple[int, torch.Tensor, torch.Tensor]]  # expert, rows, weighted outputs [len(rows), hidden]
-    output: torch.Tensor  # [rows, hidden]
+    added: list[Added]
 
 
 class Seam:
@@ -55,7 +50,7 @@ class Seam:
 
     def __init__(self, runtime: Runtime, place: ExpertsModule, module: torch.nn.Module) -> None:
         self.place = place
-        self.picks: Pick | None = None
+        self._open: _Open | None = None
         self.is_told = True
         self._runtime = runtime
         self._keys = [ExpertKey(place.component, place.layer, expert) for expert in range(place.num_experts)]
@@ -74,7 +69,7 @@ class Seam:
         return self._tensors
 
     def forward(self, module: torch.nn.Module, hidden: torch.Tensor, ids: Any, weights: Any) -> torch.Tensor:
-        """Run the family's forward on [rows, hidden], and tell the sink what was picked."""
+        """Run the family's forward on [rows, hidden], and keep what was picked, to be told."""
         if hidden.requires_grad and torch.is_grad_enabled():
             raise Unsupported("a segmented model cannot be trained: its experts are read-only; use torch.no_grad()")
         runtime = self._runtime
@@ -86,110 +81,33 @@ class Seam:
         try:
             if not (runtime.is_capturing and self.is_told):
                 return self._eager(module, hidden, ids, weights)  # type: ignore[no-any-return]
-            kept = ids.numel() * hidden.shape[-1] * hidden.element_size()
-            if runtime.capture != "contribution" or kept > MAX_KEPT_BYTES:
+            if runtime.capture != "contribution" or not is_small_enough(hidden, ids):
                 output = self._eager(module, hidden, ids, weights)
-                self.emit(ids, weights, None)
-            else:
-                with _Added(self) as added:
-                    output = self._eager(module, hidden, ids, weights)
-                self.picks = Pick(ids, weights, added.calls, output)
-            return output  # type: ignore[no-any-return]
+                self._tell(ids, weights, None)
+                return output  # type: ignore[no-any-return]
+            added: list[Added] = []
+
+            def note(rows: torch.Tensor, outputs: torch.Tensor) -> None:
+                added.append(Added(cast("int", self._current), rows, outputs))
+
+            output = ordinary(self._eager(module, watched(hidden, note), ids, weights))
+            self._open = _Open(ids, weights, added)
+            return output
         finally:
             self._current = self._tensors = None
 
-    @property
-    def current(self) -> int | None:
-        """The expert whose tensors were asked for last."""
-        return self._current
-
     def layer_done(self, h: torch.Tensor) -> None:
-        """Take the decoder layer's output [batch, length, hidden] and tell what each pick did to it."""
-        picks, self.picks = self.picks, None
+        """Take the decoder layer's output [batch, length, hidden] and keep what each pick did to it, to be told."""
+        picks, self._open = self._open, None
         if picks is not None:
-            self.emit(picks.topk_ids, picks.topk_weights, contribution(picks, h.reshape(-1, h.shape[-1])))
+            contributed = of_experts(picks.topk_ids, picks.added, h.reshape(-1, h.shape[-1]))
+            self._tell(picks.topk_ids, picks.topk_weights, contributed)
 
-    def emit(self, ids: torch.Tensor, weights: torch.Tensor, contribution: Contribution | None) -> None:
-        """Send one Routed event."""
+    def _tell(self, ids: torch.Tensor, weights: torch.Tensor, contributed: Contribution | torch.Tensor | None) -> None:
         runtime = self._runtime
-        current = runtime.tokens_of(self.place.root, len(ids))
-        runtime.emit(
-            routing_event(runtime.cache.step, self.place, current, ids, weights, contribution, runtime.capture)
-        )
-
-
-class _Added(TorchFunctionMode):
-    """Notes what the family's forward adds to its output, and for which expert; changes nothing."""
-
-    def __init__(self, seam: Seam) -> None:
-        super().__init__()
-        self.calls: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        self._seam = seam
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.index_add_ and self._seam.current is not None:
-            self.calls.append((self._seam.current, args[2], args[3]))
-        return func(*args, **(kwargs or {}))
-
-
-def contribution(picks: Pick, h: torch.Tensor) -> Contribution | None:
-    """What each pick did to the layer's output h [rows, hidden]; None where a family's experts do not show it."""
-    if not picks.added or h.shape != picks.output.shape:  # some families' experts see other rows, or a narrower state
-        return None
-    experts = torch.repeat_interleave(
-        torch.tensor([expert for expert, _, _ in picks.added], device=h.device),
-        torch.tensor([len(rows) for _, rows, _ in picks.added], device=h.device),
-    )
-    rows = torch.cat([rows for _, rows, _ in picks.added])
-    c = torch.cat([outputs for _, _, outputs in picks.added]).float()
-    place = (picks.topk_ids[rows] == experts[:, None]).int().argmax(-1)
-    h = h.float()
-    c_norm, h_dot_c = torch.zeros(2, *picks.topk_ids.shape, device=h.device)
-    c_norm[rows, place] = torch.linalg.vector_norm(c, dim=-1)
-    h_dot_c[rows, place] = (h[rows] * c).sum(-1)
-    return Contribution(
-        c_norm=c_norm.cpu().numpy(),
-        h_dot_c=h_dot_c.cpu().numpy(),
-        h_norm=torch.linalg.vector_norm(h, dim=-1).cpu().numpy(),
-        sum_c_norm=torch.linalg.vector_norm(picks.output.float(), dim=-1).cpu().numpy(),
-    )
-
-
-def routing_event(
-    step: int,
-    place: ExpertsModule,
-    tokens: Tokens,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-    contributed: Contribution | None,
-    capture: Capture,
-) -> Routed | Counted:
-    """The event of one layer's picks at a capture level."""
-    topk_ids, topk_weights = ids.cpu().numpy().astype(np.int16), weights.float().cpu().numpy().copy()
-    if capture != "counts":
-        return Routed(
-            step=step,
-            component=place.component,
-            layer=place.layer,
-            phase=tokens.phase,
-            topk_ids=topk_ids,
-            topk_weights=topk_weights,
-            sequence=tokens.sequence,
-            position=tokens.position,
-            contribution=contributed,
-        )
-    real = tokens.position >= 0
-    sequences, experts = int(tokens.sequence.max(initial=-1)) + 1, place.num_experts
-    cell = (tokens.sequence[real, None] * experts + topk_ids[real]).ravel()
-    shape = (sequences, experts)
-    return Counted(
-        step=step,
-        component=place.component,
-        layer=place.layer,
-        phase=tokens.phase,
-        uses=np.bincount(cell, minlength=sequences * experts).astype(np.int32).reshape(shape),
-        weights=np.bincount(cell, topk_weights[real].ravel(), sequences * experts).astype(np.float32).reshape(shape),
-    )
+        tokens = runtime.tokens_of(self.place.root, len(ids))
+        picks = Picks(runtime.cache.step, self.place, tokens, ids, weights, contributed)
+        tell_later(runtime._pass, picks, runtime.emit, runtime.capture)
 
 
 def _segmented(module: Any, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

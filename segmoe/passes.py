@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +26,9 @@ class Tokens(NamedTuple):
     position: NDArray[np.int32]  # [rows] in its sequence, -1 is padding
 
 
+CHUNK_NUMBERS = 1 << 18
+"""Logits taken at a time: 1 MiB in float32, which stays in a core's own cache."""
+
 UNKNOWN = Tokens("prefill", np.empty(0, np.int32), np.empty(0, np.int32))
 
 
@@ -36,6 +42,8 @@ class Pass:
     tokens: Tokens = UNKNOWN
     nll: NDArray[np.float32] | None = None
     entropy: NDArray[np.float32] | None = None
+    picks: list[Any] = field(default_factory=list)  # of its layers, to be told when it is over
+    tell: Callable[[], None] | None = None  # who tells them
 
 
 def begin(component: str, counters: Counters) -> Pass:
@@ -45,10 +53,21 @@ def begin(component: str, counters: Counters) -> Pass:
 
 def arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by their names."""
+    forward: Any = module.forward
     try:
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) | kwargs
+        if isinstance(forward, MethodType):
+            named = _signature(forward.__func__).bind(forward.__self__, *args, **kwargs)
+        else:
+            named = inspect.signature(forward).bind(*args, **kwargs)
+        return dict(named.arguments) | kwargs
     except TypeError:
         return dict(kwargs)
+
+
+@lru_cache(maxsize=64)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Of a class, so that no model is kept alive; to read one takes longer than all else that a pass is asked."""
+    return inspect.signature(function)
 
 
 def read_tokens(call: dict[str, Any]) -> Tokens:
@@ -81,7 +100,9 @@ def tokens_of(current: Pass | None, component: str, rows: int) -> Tokens:
 
 
 def step_done(current: Pass, step: int, counters: Counters) -> StepDone:
-    """The event of a pass that is over; `counters` are the cache's as they stand now."""
+    """Tell the picks of a pass that is over, and return its own event; `counters` are the cache's as they stand now."""
+    if current.tell is not None:
+        current.tell()
     spent = counters.since(current.counters)
     phase, sequence, position = current.tokens
     real = position >= 0
@@ -91,7 +112,7 @@ def step_done(current: Pass, step: int, counters: Counters) -> StepDone:
         component=current.component,
         phase=phase,
         tokens=int(real.sum()),
-        sequences=len(np.unique(sequence[real])),
+        sequences=int(np.count_nonzero(np.bincount(sequence[real]))),
         sequence=sequence,
         position=position,
         nll=unknown if current.nll is None else current.nll,
@@ -105,8 +126,12 @@ def step_done(current: Pass, step: int, counters: Counters) -> StepDone:
     )
 
 
-def read_predictions(current: Pass, ids: Any, logits: Any, chunk: int = 512) -> None:
-    """NLL of each next token and entropy of its distribution, in nats, where the pass holds both."""
+def read_predictions(current: Pass, ids: Any, logits: Any) -> None:
+    """NLL of each next token and entropy of its distribution, in nats, where the pass holds both.
+
+    With x the logits and p = softmax(x): NLL = ln sum exp x - x[next], H = ln sum exp x - sum p x, so that one
+    exponential is taken of each.
+    """
     rows = len(current.tokens.position)
     if not (isinstance(logits, torch.Tensor) and isinstance(ids, torch.Tensor)) or logits.dim() != 3:
         return
@@ -117,10 +142,17 @@ def read_predictions(current: Pass, ids: Any, logits: Any, chunk: int = 512) -> 
     following = np.roll(position, -1)
     following[ids.shape[1] - 1 :: ids.shape[1]] = -1  # the last of each row has no next
     known = np.flatnonzero((position >= 0) & (following >= 0))
-    flat, targets = logits.reshape(rows, -1), ids.reshape(-1)
+    flat, targets = logits.detach().reshape(rows, -1), ids.reshape(-1)
+    chunk = max(1, CHUNK_NUMBERS // flat.shape[1])
     for start in range(0, len(known), chunk):
-        part = known[start : start + chunk]
-        log_p = torch.log_softmax(flat[part].float(), dim=-1)
-        nll[part] = -log_p.gather(1, targets[part + 1, None])[:, 0].cpu().numpy()
-        entropy[part] = -(log_p.exp() * log_p).sum(-1).cpu().numpy()
+        part = torch.from_numpy(known[start : start + chunk]).to(flat.device)
+        x = flat.index_select(0, part).float()
+        x -= x.amax(dim=-1, keepdim=True)
+        p = x.exp()
+        total = p.sum(dim=-1)
+        log_total = total.log()
+        following_x = x.gather(1, targets[part + 1, None])[:, 0]
+        nll[known[start : start + chunk]] = (log_total - following_x).cpu().numpy()
+        mean = p.mul_(x).sum(dim=-1) / total
+        entropy[known[start : start + chunk]] = (log_total - mean).cpu().numpy()
     current.nll, current.entropy = nll, entropy

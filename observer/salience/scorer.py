@@ -17,8 +17,8 @@ from observer.salience.surprise import Surprise
 from observer.salience.windows import Raw, Window
 from observer.stats.base import Array, ratio
 
-DEFINITION_VERSION = 1
-"""Stands in every row; a change of a formula or of a constant is a new version."""
+DEFINITION_VERSION = 2
+"""Stands in every row; a change of a formula or of a constant is a new version. The second has another conflict."""
 
 DIMENSIONS = ("surprise", "novelty", "arousal", "reward", "conflict")
 REWARD = DIMENSIONS.index("reward")

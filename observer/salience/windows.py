@@ -15,7 +15,7 @@ class Window(NamedTuple):
     layers: Index  # [layers] row of the [layer, expert] arrays
     ids: Index  # [tokens, layers, k]
     weights: Array  # [tokens, layers, k] routing weight w
-    c_norm: Array  # [tokens, layers] sum over k of |c|; NaN where it is not known
+    c_square: Array  # [tokens, layers] sum over k of |c|^2; NaN where it is not known
     sum_c_norm: Array  # [tokens, layers] |sum over k of c|
     nll: Array  # [tokens] of the next token in nats; NaN where it is not known
 

@@ -3,16 +3,17 @@
     python -m tests.benchmarks.salience [--sequences 24]
 
 An observer reads three of the four domains for a while, then sequences of 256 tokens of one of them, the second half of
-which is left as it is or changed. Each sequence starts from the same state of the observer. AUC is the probability that
-a changed window scores higher than the unchanged one at its place: 0.5 is no response, below 0.5 is a lower score.
-Intervals (90%) resample sequences.
+which is left as it is or changed; or, for "its own text", whole sequences of another domain, in which nothing changes
+midway. Each sequence starts from the same state of the observer. AUC is the probability that a changed window scores
+higher than the unchanged one at its place: 0.5 is no response, below 0.5 is a lower score. Intervals (90%) resample
+sequences. The second table tells how alike two dimensions are where nothing changes: Spearman over unchanged windows.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import click
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 from transformers import AutoTokenizer
 
 import segmoe
@@ -92,29 +93,29 @@ def read_sequences(tokenizer: Any) -> dict[str, Sequences]:
 
 
 def conditions(
-    sequences: dict[str, Sequences], known: str, unseen: str, index: int, rng: np.random.Generator
-) -> dict[str, Callable[[list[int]], list[int]]]:
-    """Name -> how the second half is changed."""
+    sequences: dict[str, Sequences], ids: list[int], known: str, unseen: str, index: int, rng: np.random.Generator
+) -> dict[str, list[int]]:
+    """Name -> the sequence as it is read instead."""
+    start, half = ids[:CHANGED], ids[CHANGED:]
 
     def of(domain: str) -> list[int]:
         test = sequences[domain].test
-        return test[index % len(test)][:CHANGED]
+        return test[index % len(test)]
 
-    def interleaved(half: list[int]) -> list[int]:
-        other = of(known)
-        return [
-            token for start in range(0, CHANGED, 16) for token in (*half[start : start + 8], *other[start : start + 8])
-        ]
-
-    cipher = sequences["english"].cipher
+    other, cipher = of(known), sequences["english"].cipher
+    interleaved = [
+        token for place in range(0, CHANGED, 16) for token in (*half[place : place + 8], *other[place : place + 8])
+    ]
     return {
-        "known domain": lambda half: of(known),
-        "unseen domain": lambda half: of(unseen),
-        "unknown language": lambda half: cipher[index % len(cipher)][:CHANGED],
-        "random tokens": lambda half: rng.integers(3, 4096, CHANGED).tolist(),
-        "shuffled": lambda half: rng.permutation(half).tolist(),
-        "repetition": lambda half: half[:8] * (CHANGED // 8),
-        "interleaved": interleaved,
+        "known domain": start + other[:CHANGED],
+        "unseen domain": start + of(unseen)[:CHANGED],
+        "unknown language": start + cipher[index % len(cipher)][:CHANGED],
+        "random tokens": start + rng.integers(3, 4096, CHANGED).tolist(),
+        "shuffled": start + rng.permutation(half).tolist(),
+        "repetition": start + half[:8] * (CHANGED // 8),
+        "interleaved": start + interleaved,
+        "known domain, its own text": other,
+        "unseen domain, its own text": of(unseen),
     }
 
 
@@ -136,9 +137,9 @@ def responses(listener: Listener, count: int) -> Iterator[tuple[str, np.ndarray,
             windows = slice(CHANGED // 32, None)
             listener.scorer.restore(state)
             unchanged = listener.scores(ids)[windows]
-            for name, change in conditions(sequences, known, unseen, index, rng).items():
+            for name, changed in conditions(sequences, ids, known, unseen, index, rng).items():
                 listener.scorer.restore(state)
-                yield name, unchanged, listener.scores(ids[:CHANGED] + change(ids[CHANGED:]))[windows]
+                yield name, unchanged, listener.scores(changed)[windows]
 
 
 def auc(unchanged: np.ndarray, changed: np.ndarray) -> float:
@@ -169,9 +170,9 @@ def main(sequences: int) -> None:
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name, unchanged, changed in responses(Listener(), sequences):
         found.setdefault(name, []).append((unchanged, changed))
-    found["unseen against known domain"] = [
-        (known, unseen) for (_, known), (_, unseen) in zip(found["known domain"], found["unseen domain"], strict=True)
-    ]
+    for own in ("", ", its own text"):
+        both = zip(found[f"known domain{own}"], found[f"unseen domain{own}"], strict=True)
+        found[f"unseen against known domain{own}"] = [(known, unseen) for (_, known), (_, unseen) in both]
     table = Table("second half", *NAMES)
     for name, pairs in found.items():
         cells = (with_interval(pairs, column) for column in range(len(NAMES)))
@@ -179,6 +180,11 @@ def main(sequences: int) -> None:
     console = Console()
     console.width = max(console.width, 150)
     console.print(table)
+    unchanged = np.concatenate([before for before, _ in found["shuffled"]])
+    alike = Table("unchanged", *DIMENSIONS)
+    for name, row in zip(DIMENSIONS, spearmanr(unchanged[:, : len(DIMENSIONS)]).statistic, strict=True):
+        alike.add_row(name, *(f"{rho:.2f}" for rho in row))
+    console.print(alike)
 
 
 if __name__ == "__main__":

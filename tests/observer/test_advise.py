@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from observer.advise import advise, wilson
+from observer.ablation import Ablation
+from observer.advise import advise, print_advice, wilson
 from observer.db import open_db
+from observer.db.session import reading
+from observer.report import print_report, read_report
+from observer.validate import SCOPES, Correlation, Coverage
+from observer.validate_report import print_validation
 from segmoe.events import ExpertKey, Routed
 from tests.observer.streams import Batch, batches
 from tests.observer.writing import observe
@@ -63,6 +68,28 @@ def test_only_experts_that_do_nothing_anywhere_may_be_dropped(db: Path) -> None:
     assert set(advise(engine).drops) == {ExpertKey("model", layer, 5) for layer in (0, 2)}
     assert advise(engine).dropped_impact < 0.001
     assert advise(engine, bound=0.0).drops == []
+    engine.dispose()
+
+
+def test_what_was_lost_is_told_wherever_the_statistics_are(run: list[Batch], tmp_path: Path, capsys) -> None:
+    observe(tmp_path / "r.db", run[:40], paused=range(3, 9))
+    lost = sum(len(batch.events) for batch in run[3:9])
+    seen = sum(len(batch.events) for batch in run[:40]) - lost
+    wanted = f"Events: {seen:,} seen, {lost:,} dropped ({lost:,} paused)"
+    engine = open_db(tmp_path / "r.db", create=False)
+    print_advice(advise(engine, "one"))
+    assert wanted in capsys.readouterr().out
+    print_report(read_report(engine, "one"), tmp_path / "r.db")
+    assert wanted in capsys.readouterr().out
+    rho = dict.fromkeys(SCOPES, Correlation(0.5, 0.4, 0.6))
+    found = {name: rho for name in ("trust", "REAP", "trust - REAP")}
+    covered = [Coverage("python", 0.9, 0.05, 0.05)]
+    removed = Ablation([ExpertKey("model", 0, 0)], ["python"], np.ones((1, 1)), np.ones(1))
+    print_validation(found, covered, {}, removed, read_report(engine, "one").run)
+    assert wanted in capsys.readouterr().out
+    with reading(engine).begin() as connection:
+        gaps = connection.exec_driver_sql("SELECT reason, SUM(count) FROM v_gap GROUP BY reason").fetchall()
+    assert [tuple(gap) for gap in gaps] == [("paused", lost)]
     engine.dispose()
 
 

@@ -55,6 +55,32 @@ def test_a_lossless_collector_consumes_all_events_of_a_queue_of_one() -> None:
     assert snapshots[-1].events_seen == sent and all(s.tables for s in snapshots)
 
 
+def test_what_comes_while_it_is_paused_is_a_gap_and_the_rest_is_as_if_it_had_not_been() -> None:
+    run = batches(5, 9)
+    snapshots: list[Snapshot] = []
+    collector = Collector(Observation(EXPERT_BYTES, CONTEXTS), snapshots.append)
+    send(collector, run[:3])
+    with collector.paused():
+        lost = send(collector, run[3:6])
+        with collector.paused():
+            pass
+        lost += send(collector, run[6:7])
+    sent = send(collector, run[:3] + run[7:])
+    collector.close()
+    assert collector.drops == snapshots[-1].drops == {"paused": lost}
+    steps = [event.step for batch in run[3:7] for event in batch.events]
+    gaps = {gap.first_step: gap for s in snapshots for gap in s.gaps}
+    assert [tuple(gap) for gap in gaps.values()] == [("paused", min(steps), max(steps), lost)]
+    never = Collector(Observation(EXPERT_BYTES, CONTEXTS), snapshots.append)
+    assert send(never, run[:3]) + sent == collector.events_seen_total
+    send(never, run[:3] + run[7:])
+    never.close()
+    a, b = snapshots[-2], snapshots[-1]
+    assert a.totals == b.totals and len(a.tables) == len(b.tables) > 0
+    for one, other in zip(a.tables, b.tables, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(one.scores, other.scores, strict=True))
+
+
 def test_threads_change_no_figure() -> None:
     run = batches(2, 10)
     alone = Observation(EXPERT_BYTES, CONTEXTS)

@@ -23,7 +23,7 @@ def window(rng: np.random.Generator, *, among: list[int] | None = None, tokens: 
         layers=np.arange(LAYERS),
         ids=ids,
         weights=rng.dirichlet(np.ones(K), size=(tokens, LAYERS)),
-        c_norm=rng.uniform(2, 3, (tokens, LAYERS)),
+        c_square=rng.uniform(2, 3, (tokens, LAYERS)),
         sum_c_norm=rng.uniform(0.5, 2, (tokens, LAYERS)),
         nll=rng.uniform(1, 5, tokens),
     )
@@ -80,12 +80,31 @@ def test_arousal_reward_and_conflict_equal_their_formulas() -> None:
     w = window(np.random.default_rng(3))
     entropies = [[-sum(p * math.log(p) for p in ps) / math.log(K) for ps in layers] for layers in w.weights.tolist()]
     assert arousal(w, EXPERTS).value == pytest.approx(np.mean(entropies))
-    cancelled = 1 - w.sum_c_norm / w.c_norm
+    apart = 1 - w.sum_c_norm**2 / (K * w.c_square)
     found = conflict(w, EXPERTS)
-    assert found.value == pytest.approx(cancelled.mean())
+    assert found.value == pytest.approx(apart.mean())
     uses = (w.ids[:, 0] == 5).any(axis=1)
-    assert found.own[0, 5] == pytest.approx(cancelled[uses, 0].mean())
+    assert found.own[0, 5] == pytest.approx(apart[uses, 0].mean())
     assert mean_nll(w, EXPERTS).value == pytest.approx(w.nll.mean())
+
+
+def test_conflict_is_about_directions_and_arousal_about_weights() -> None:
+    right_angles = np.broadcast_to(np.eye(K), (32, LAYERS, K, K))
+    opposed = right_angles.copy()
+    opposed[:, :, 1] = -opposed[:, :, 0]
+
+    def scored(outputs: np.ndarray, weights: list[float]) -> tuple[float, float]:
+        w = window(np.random.default_rng(13))._replace(weights=np.broadcast_to(weights, (32, LAYERS, K)))
+        c = outputs * w.weights[..., None]
+        square, total = (c**2).sum(axis=(2, 3)), np.linalg.norm(c.sum(axis=2), axis=-1)
+        w = w._replace(c_square=square, sum_c_norm=total)
+        return arousal(w, EXPERTS).value, conflict(w, EXPERTS).value
+
+    sure, unsure = [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]
+    assert scored(right_angles, sure)[1] == pytest.approx(1 - 1 / K) == pytest.approx(scored(right_angles, unsure)[1])
+    assert scored(right_angles, unsure)[0] > 2 * scored(right_angles, sure)[0]
+    assert scored(opposed, unsure)[0] == scored(right_angles, unsure)[0]
+    assert scored(opposed, unsure)[1] > scored(right_angles, unsure)[1] + 0.05
 
 
 def test_the_calibration_is_the_weighted_mean_and_deviation_of_all_it_saw() -> None:
@@ -105,7 +124,7 @@ def test_what_is_not_known_counts_as_usual() -> None:
     usual = 1 / (1 + math.e)
     for _ in range(5):
         w = window(rng)
-        blind = w._replace(c_norm=np.full_like(w.c_norm, np.nan), nll=np.full_like(w.nll, np.nan))
+        blind = w._replace(c_square=np.full_like(w.c_square, np.nan), nll=np.full_like(w.nll, np.nan))
         found = dict(zip(DIMENSIONS, scorer.score(blind).scores, strict=True))
         assert found["reward"] == 0.5 and found["conflict"] == pytest.approx(usual)
 

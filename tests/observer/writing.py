@@ -1,6 +1,8 @@
 """Write synthetic runs; as a script, one that its parent may kill: `writing.py DB` prints a line per transaction."""
 
 import sys
+from collections.abc import Container
+from contextlib import nullcontext
 from pathlib import Path
 
 from observer.collect import Collector
@@ -73,17 +75,18 @@ def write_run(
     engine.dispose()
 
 
-def observe(db: Path, run: list[Batch], name: str = "one") -> Path:
-    """Observe given batches into a record, as a job does."""
+def observe(db: Path, run: list[Batch], name: str = "one", paused: Container[int] = ()) -> Path:
+    """Observe given batches into a record, as a job does; those of the numbers `paused` come while it is paused."""
     engine = open_db(db)
     labels = [TextLabels(f"t{ref.ordinal}", ref.context, "") for batch in run for ref in batch.texts]
     writer = Writer(engine, labels)
     writer.start(start_of(name, len(labels)), EXPERT_BYTES)
     collector = Collector(Observation(EXPERT_BYTES, CONTEXTS, window_tokens=800), writer.record)
-    for batch in run:
+    for number, batch in enumerate(run):
         collector.begin(batch.texts, True)
-        for event in batch.events:
-            collector.emit(event)
+        with collector.paused() if number in paused else nullcontext():
+            for event in batch.events:
+                collector.emit(event)
     collector.close()
     writer.finish("done")
     engine.dispose()

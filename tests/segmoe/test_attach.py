@@ -169,3 +169,33 @@ def test_families_with_and_without_shared_experts_show_contributions(family: str
     with segmoe.attach(model, sink, capture="contribution"), torch.no_grad():
         model(input_ids=torch.arange(10)[None] + 3)
     assert sink.of(Routed) and all(event.contribution is not None for event in sink.of(Routed))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_a_model_that_is_trained_may_be_listened_to(implementation: str) -> None:
+    model, sink = stock(implementation).train(), Recording()
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=IDS, attention_mask=MASK, labels=IDS).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    wanted = gradients()
+    with segmoe.attach(model, sink, capture="contribution"):
+        found = gradients()
+    assert len(wanted) > 50 and all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert len(sink.of(Routed)) == 5 and all(event.contribution is not None for event in sink.of(Routed))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")
+def test_a_compiled_model_tells_routing_alone() -> None:
+    model, sink = stock(), Recording()
+    with torch.no_grad():
+        wanted = model(input_ids=IDS, attention_mask=MASK).logits
+        with segmoe.attach(model, sink, capture="contribution"):
+            found = torch.compile(model, backend="eager")(input_ids=IDS, attention_mask=MASK).logits
+    assert torch.equal(found, wanted)
+    routed = sink.of(Routed)
+    assert [event.layer for event in routed] == list(range(5)) and len(sink.of(StepDone)) == 1
+    assert all(event.contribution is None for event in routed)
