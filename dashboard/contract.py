@@ -6,7 +6,7 @@ RECORD_VARIABLE: Final = "SEGMOE_DASHBOARD_DB"
 """The environment variable that names the record's file to the pages."""
 
 
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 """The newest revision of the record that these pages understand."""
 
 
@@ -34,7 +34,8 @@ VIEWS: Final[dict[str, View]] = {
     "v_run": View(
         _columns(
             integer="run_id sequences sequences_planned tokens hits misses loads evictions bytes_read"
-            " budget_experts budget_bytes events_seen events_dropped passes predicted attempts",
+            " budget_experts budget_bytes events_seen events_dropped passes predicted attempts"
+            " queue_events queue_most queue_capacity waited_ns",
             real="nll",
             text="name status error started_at heartbeat_at finished_at checkpoint checkpoint_digest"
             " model_family policy capture config config_hash versions parity verdict drops",

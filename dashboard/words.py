@@ -189,7 +189,22 @@ def quality(run: Run, now: datetime) -> list[Fact]:
         Fact("Not recorded", number(run.events_dropped, ",d"), "Events that they do not rest on."),
         Fact("Why", lost or UNKNOWN, "Dropped events by reason; a full queue means that the observer was too slow."),
         Fact("Capture", run.capture, "How much of each event was looked at."),
+        *_queue(run),
         Fact("Heartbeat", age(now - run.heard_at()), "A job that is alive says so every few seconds."),
+    ]
+
+
+def _queue(run: Run) -> list[Fact]:
+    """Name how full the queue between model and observer was; nothing of a run that did not tell."""
+    if not run.queue_capacity:
+        return []
+    fullest = run.queue_most / run.queue_capacity
+    return [
+        Fact("Queue", f"{run.queue_events:,} events", "Waiting for the observer at the last heartbeat."),
+        Fact("Fullest", f"{fullest:.0%} of {run.queue_capacity:,}", "Most that waited since the job was last started."),
+        Fact(
+            "Model waited", f"{run.waited_s:,.1f} s", "For a place in the full queue; a job loses no event, it waits."
+        ),
     ]
 
 

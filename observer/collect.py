@@ -5,9 +5,11 @@ The only place with threads. `observation` and `record` are used by the consumer
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +23,7 @@ from observer.gaps import Gaps
 from observer.observation import Observation, TextRef
 from observer.rows import TraceFile
 from observer.state import Arrays, below, counts_of, of_counts, under
-from observer.totals import Snapshot, Totals
+from observer.totals import QueueState, Snapshot, Totals
 from segmoe.events import Event
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class Collector:
         self._trace = trace
         self._lossless = lossless
         self._queue: queue.Queue[_Item | None] = queue.Queue(queue_events)
+        self._queue_most = 0
+        self._waited_ns = 0
         self._drops: dict[str, int] = {}
         self._gaps = Gaps()
         self._place: Arrays | None = None
@@ -100,6 +104,11 @@ class Collector:
     def events_dropped_total(self) -> int:
         """All events that were not recorded."""
         return sum(self.drops.values())
+
+    @property
+    def queue_state(self) -> QueueState:
+        """How full the queue is and was, and what that cost the model."""
+        return QueueState(self._queue.qsize(), self._queue_most, self._queue.maxsize, self._waited_ns)
 
     @property
     def totals(self) -> Totals:
@@ -168,17 +177,24 @@ class Collector:
 
     def _put(self, item: _Item | None) -> bool:
         """Wait for a place in the queue; False if nobody is there to make one, so that a model never waits in vain."""
-        while self._thread.is_alive():
-            try:
-                self._queue.put(item, timeout=POLL_S)
-            except queue.Full:
-                continue
-            return True
-        return False
+        with contextlib.suppress(queue.Full):
+            if self._thread.is_alive():
+                self._queue.put_nowait(item)
+                return True
+        began_ns = time.perf_counter_ns()
+        try:
+            while self._thread.is_alive():
+                with contextlib.suppress(queue.Full):
+                    self._queue.put(item, timeout=POLL_S)
+                    return True
+            return False
+        finally:
+            self._waited_ns += time.perf_counter_ns() - began_ns
 
     def _consume(self) -> None:
         """Run on the consumer thread until `None` comes; after a failure it only empties the queue and counts."""
         while (item := self._queue.get()) is not None:
+            self._queue_most = max(self._queue_most, min(self._queue.qsize() + 1, self._queue.maxsize))
             if self._abandoned:
                 pass
             elif self.failure is None:

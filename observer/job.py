@@ -176,7 +176,7 @@ def _run(job: _Job, engine: Engine, run_id: int | None, verdict: Mapping[str, st
             writer.record(_nothing_yet(observation))
         else:
             collector.restore(state)
-        stack.enter_context(beating(writer.beat))
+        stack.enter_context(beating(lambda: writer.beat(collector.queue_state)))
         if config.metrics_port is not None:
             from observer.metrics import JobMetrics, served
 
@@ -226,6 +226,7 @@ def _observe(
             collector.abandon()  # of no effect if it was closed above
         with contextlib.suppress(DatabaseError):  # if the record is what failed, it cannot be told there
             writer.drops({**collector.drops, **collector.observation.not_evidence})
+            writer.beat(collector.queue_state)
             writer.finish(status, error)
     return status
 

@@ -106,3 +106,12 @@ class Snapshot:
     trace_files: tuple[TraceFile, ...] = ()
     state: Arrays | None = None  # to go on from here; None leaves the last one
     is_final: bool = False  # its windows may be cut short: whoever goes on from the state makes them anew
+
+
+class QueueState(NamedTuple):
+    """How the observer keeps up, since it was started."""
+
+    queue_events: int  # that wait now
+    queue_most: int  # that ever waited
+    queue_capacity: int
+    waited_ns: int  # that the model stood still for a place

@@ -44,6 +44,10 @@ class Run:
     evictions: int
     events_seen: int
     events_dropped: int
+    queue_events: int
+    queue_most: int
+    queue_capacity: int  # 0 if nobody told
+    waited_s: float  # that the model waited for a place in the queue
     experts: int
     nll: float | None  # nats per predicted token
     hit_rate: float | None  # 0..1

@@ -45,9 +45,11 @@ def views_of_engine(engine: Engine) -> list[View]:
 
 
 def read_views(engine: Engine) -> list[View]:
-    """Read the views in the order of their making."""
+    """Read the views: the run's, then the others in the order of their making."""
     with reading(engine).begin() as connection:
-        rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid")
+        rows = connection.exec_driver_sql(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY name <> 'v_run', rowid"
+        )
         return [parse_view(name, sql) for name, sql in rows.fetchall()]
 
 

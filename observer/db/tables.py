@@ -45,6 +45,11 @@ def _integer(name: str, comment: str) -> Column[int]:
     return Column(name, Integer, nullable=False, comment=comment)
 
 
+def _count(name: str, comment: str) -> Column[int]:
+    """A counter that came to the table when it had rows."""
+    return Column(name, Integer, nullable=False, server_default="0", comment=comment)
+
+
 def _real(name: str, comment: str) -> Column[float]:
     return Column(name, REAL, nullable=False, comment=comment)
 
@@ -105,6 +110,10 @@ run = _table(
     _integer("events_dropped", "that they do not"),
     _text("drops", "JSON: dropped events by reason"),
     _integer("attempts", "how often the job was started"),
+    _count("queue_events", "events that waited for the observer at the heartbeat"),
+    _count("queue_most", "that ever waited since the job was last started"),
+    _count("queue_capacity", "that can wait; 0 if nobody told"),
+    _count("waited_ns", "that the model stood still since then because the queue was full"),
     UniqueConstraint("name"),
     comment="One observation run; its counters are over all of its passes, its NLL over the texts of the corpus.",
 )

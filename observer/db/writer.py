@@ -27,7 +27,7 @@ from observer.errors import DatabaseError, RunNameTaken
 from observer.observation import MOST_WINDOWS
 from observer.rows import CoactivationRows, ExpertWindowRows, SalienceRows, ValidationRow, WhatIfRow
 from observer.state import Arrays, pack, unpack
-from observer.totals import ScoreTable, Snapshot, TextSeen, Totals, Window
+from observer.totals import QueueState, ScoreTable, Snapshot, TextSeen, Totals, Window
 from observer.trust import DEFINITION_VERSION
 from segmoe.events import ExpertKey
 
@@ -100,6 +100,7 @@ class Writer:
         row = asdict(run) | dict.fromkeys(TOTALS, 0)
         row |= {"status": "started", "error": "", "started_at": now, "heartbeat_at": now, "finished_at": ""}
         row |= {"sequences": 0, "events_seen": 0, "events_dropped": 0, "drops": "{}", "passes": 0, "attempts": 1}
+        row |= dict.fromkeys(QueueState._fields, 0)
         with self._transaction() as connection:
             taken = connection.exec_driver_sql("SELECT 1 FROM run WHERE name = ?", (run.name,)).first()
             if taken is not None:
@@ -208,10 +209,14 @@ class Writer:
                 (sum(drops.values()), json.dumps(drops, sort_keys=True), self.run_id),
             )
 
-    def beat(self) -> None:
-        """Tell readers that the job is alive."""
+    def beat(self, queue: QueueState) -> None:
+        """Tell readers that the job is alive, and how full its queue is."""
         with self._transaction() as connection:
-            connection.exec_driver_sql("UPDATE run SET heartbeat_at = ? WHERE run_id = ?", (self._now(), self.run_id))
+            connection.exec_driver_sql(
+                f"UPDATE run SET heartbeat_at = ?, {', '.join(f'{name} = ?' for name in queue._fields)} "
+                "WHERE run_id = ?",
+                (self._now(), *queue, self.run_id),
+            )
 
     def finish(self, status: str, error: str = "") -> None:
         """Close the run as done, cancelled or error."""

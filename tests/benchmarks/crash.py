@@ -43,6 +43,7 @@ POINTS = (
 SETTINGS = dict(limit=24, batch=2, max_tokens=48, generate=3, generate_texts=3, window_tokens=120, windows=5)
 SETTINGS |= dict(trace=True, trace_file_rows=400, verify=False, run="it")
 NOT_COMPARED = {"attempts", "config", "config_hash", "started_at", "heartbeat_at", "finished_at"}
+NOT_COMPARED |= {"queue_events", "queue_most"}
 
 
 def ask(db: Path, sql: str) -> list[Any]:

@@ -85,6 +85,7 @@ def make(path: str) -> None:
     )
     live = dict(run_id=2, name="omni", status="started", heartbeat_at=now, parity="unchecked", finished_at="")
     live |= dict(tokens=4096, nll_sum=3250.0, events_seen=9000, events_dropped=1000, budget_experts=32)
+    live |= dict(queue_events=12, queue_most=128, queue_capacity=256, waited_ns=1_500_000_000)
     live |= dict(
         config='{"experts": 32, "seed": 1, "corpus": "b.jsonl"}', drops='{"queue full": 900, "not finite": 100}'
     )

@@ -9,7 +9,7 @@ from dashboard import page as page_module
 from dashboard.app import PAGES
 from dashboard.contract import RECORD_VARIABLE
 from tests.dashboard.conftest import TABLES, Sql
-from tests.dashboard.pages import APP, ago, charts, open_page, texts, visit
+from tests.dashboard.pages import APP, ago, charts, fact, open_page, texts, visit
 
 FIGURES = [view for view in PAGES if view != "sql"]
 
@@ -146,3 +146,10 @@ def test_a_run_that_is_over_is_not_looked_at_again(record: Path, sql: Sql, monke
     visit(open_page("overview", record, monkeypatch), run="omni")
     assert intervals == [None, page_module.REFRESH_S]
     assert page_module.REFRESH_S < 5
+
+
+def test_the_queue_of_a_run_is_told_if_the_run_told_of_it(record: Path, monkeypatch: pytest.MonkeyPatch):
+    page = visit(open_page("quality", record, monkeypatch), run="omni")
+    assert [fact(page, name) for name in ("Queue", "Fullest", "Model waited")] == ["12 events", "50% of 256", "1.5 s"]
+    page = visit(open_page("quality", record, monkeypatch), run="small")
+    assert "Queue" not in [caption.value for caption in page.caption]

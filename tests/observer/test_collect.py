@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -94,6 +95,27 @@ def test_threads_change_no_figure() -> None:
     collector.close()
     for a, b in zip(alone.tables(final=True), collector.observation.tables(final=True), strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(a.scores, b.scores, strict=True))
+
+
+def test_it_tells_how_full_its_queue_was_and_how_long_the_model_waited() -> None:
+    observation = Gated()
+    collector = Collector(observation, queue_events=4)
+    assert collector.queue_state == (0, 0, 4, 0)
+    batch, *_ = batches(3, 1)
+    opened = threading.Timer(0.3, observation.gate.set)
+    began_ns = time.perf_counter_ns()
+    collector.begin(batch.texts, True)
+    for number, event in enumerate(batch.events * 5):
+        if number == 2:
+            assert collector.queue_state.waited_ns == 0
+            opened.start()
+        collector.emit(event)
+    took_ns = time.perf_counter_ns() - began_ns
+    collector.flush()
+    state = collector.queue_state
+    assert state.queue_events == 0 and state.queue_most == 4
+    assert 0.2e9 < state.waited_ns <= took_ns + 1e9
+    collector.abandon()
 
 
 def test_a_dropping_collector_counts_what_it_drops_and_does_not_wait() -> None:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from observer.cli import main
-from observer.collect import Collector
+from observer.collect import QUEUE_EVENTS, Collector
 from observer.errors import CollectorError
 from observer.job import run_job
 from observer.progress import JobProgress
@@ -133,7 +133,8 @@ def everything(db: Path) -> dict[str, Any]:
         columns = [row[1] for row in ask(db, f"PRAGMA table_info({table})") if not row[1].endswith("_ns")]
         found[table] = ask(db, f"SELECT {', '.join(columns)} FROM {table}") if table != "run_state" else None
     columns = [row[1] for row in ask(db, "PRAGMA table_info(run)")]
-    kept = [c for c in columns if not c.endswith("_at") and c not in ("attempts", "config", "config_hash")]
+    times = ("_at", "_ns", "queue_events", "queue_most")
+    kept = [c for c in columns if not c.endswith(times) and c not in ("attempts", "config", "config_hash")]
     found["run"] = ask(db, f"SELECT {', '.join(kept)} FROM run")
     return found
 
@@ -193,6 +194,8 @@ def test_a_signal_ends_the_job_after_the_step_as_cancelled(tmp_path: Path) -> No
     result = run_job(config(tmp_path / "r.db", batch=2, limit=20), Interrupting())
     assert result.status == "cancelled"
     assert ask(tmp_path / "r.db", "SELECT status, sequences, events_dropped FROM v_run") == [("cancelled", 2, 0)]
+    queue = "queue_events = 0, queue_most > 0, queue_most <= queue_capacity, queue_capacity"
+    assert ask(tmp_path / "r.db", f"SELECT {queue} FROM v_run") == [(1, 1, 1, QUEUE_EVENTS)]
 
 
 def test_a_second_signal_stops_at_once_and_the_record_is_closed_all_the_same(tmp_path: Path) -> None:
