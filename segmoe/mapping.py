@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 
 from segmoe.errors import CheckpointError
-from segmoe.events import ExpertKey
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
 from segmoe.packing import rounding_only
 from segmoe.reader import runs
@@ -71,18 +70,22 @@ def drop(mapped: Mapped) -> None:
 
 
 class Mappings:
-    """Maps each shard once; of its pages those of the experts that were brought in and not dropped."""
+    """Maps the shards; of their pages those of the experts that were brought in and not dropped.
+
+    Each thread that brings experts maps for itself: the kernel remembers for an open file how far it reads at once, and
+    two threads in one file spoil that for each other, so that experts come in small pages.
+    """
 
     def __init__(self) -> None:
-        self._files: dict[Path, torch.Tensor] = {}
-        self._found: dict[ExpertKey, Mapped] = {}
-        self._opening = threading.Lock()
+        self._mine = threading.local()
 
     def bring(self, segment: Segment) -> Mapped:
         """Have an expert's pages in memory and in the process's page table; raise CheckpointError if that fails."""
-        mapped = self._found.get(segment.key)
+        if not hasattr(self._mine, "found"):
+            self._mine.found, self._mine.files = {}, {}
+        mapped: Mapped | None = self._mine.found.get(segment.key)
         if mapped is None:
-            mapped = self._found[segment.key] = self._find(segment)
+            mapped = self._mine.found[segment.key] = self._find(segment)
         for file, end, address, nbytes in mapped.stretches:
             if _advise(address, nbytes, _MADV_POPULATE_READ):
                 error = ctypes.get_errno()
@@ -110,18 +113,14 @@ class Mappings:
 
     def close(self) -> None:
         """Forget the files; each is unmapped with the last tensor in it."""
-        self._found.clear()
-        self._files.clear()
+        self._mine = threading.local()
 
     def _file(self, path: Path) -> torch.Tensor:
         """A whole file as uint8."""
-        found = self._files.get(path)
-        if found is None:
-            with self._opening:
-                found = self._files.get(path)
-                if found is None:
-                    found = self._files[path] = _map(path)
-        return found
+        files: dict[Path, torch.Tensor] = self._mine.files
+        if path not in files:
+            files[path] = _map(path)
+        return files[path]
 
 
 def _map(path: Path) -> torch.Tensor:
