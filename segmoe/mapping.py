@@ -2,6 +2,7 @@
 
 Linux maps what a file system caches in large folios in 2 MiB at a time: bringing in an expert of Qwen3-30B's width
 (9.4 MB) that is cached takes 0.01 ms and giving it back 0.01, against 1.3 ms for a copy; with 4 KiB folios 0.5 and 0.2.
+With a quarter of the experts in memory that decodes at 1.07 of stock eager's rate where copies decode at 0.61.
 From the disk it comes in 9.0 ms, where a buffered read took 19.5, since just the 2 MiB that it touches are read (1.17
 times its bytes, against 2.34 with the kernel's readahead of 8 MiB). And it is in memory once: a copy leaves the page
 cache's behind.
