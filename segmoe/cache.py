@@ -11,7 +11,7 @@ Tried and left out, with what it gave:
   picks are in memory as soon as a token cycle fits. The next router on this layer's state was right in 21 to 26% on
   the embedded model (chance 12.5%). Reads are what a small memory waits for: one wasted for each useful one loses.
 - A second file with experts contiguous and aligned: the hub's files hold most experts in one piece, and what is read
-  beside them is 17%; never more could be won with twice the disk.
+  beside them is 10 to 21%; never more could be won with twice the disk.
 - Huge pages for slots: 4 to 10% of a multiplication with plain weights, nothing with packed ones.
 """
 

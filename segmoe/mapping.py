@@ -1,11 +1,10 @@
 """Experts used where they lie in the page cache, not copied. Which may be is decided here, when is cache.py.
 
-Linux maps what a file system caches in large folios in 2 MiB at a time: bringing in an expert of Qwen3-30B's width
-(9.4 MB) that is cached takes 0.01 ms and giving it back 0.01, against 1.3 ms for a copy; with 4 KiB folios 0.5 and 0.2.
-With a quarter of the experts in memory that decodes at 1.07 of stock eager's rate where copies decode at 0.61.
-From the disk it comes in 9.0 ms, where a buffered read took 19.5, since just the 2 MiB that it touches are read (1.17
-times its bytes, against 2.34 with the kernel's readahead of 8 MiB). And it is in memory once: a copy leaves the page
-cache's behind.
+Linux maps what a file system caches in large folios in 2 MiB at a time. Measured by tests/benchmarks/mapping.py for
+experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached and giving it back takes 0.04 ms, a copy
+2 to 2.7; with folios of 4 KiB it took 0.7. From the disk 10.4 to 13 ms, where a buffered read took 13 to 19: just the
+2 MiB that it touches are read, 1.1 to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 1.07
+of stock eager's rate where copies decode at 0.61. And it is in memory once: a copy leaves the page cache's behind.
 
 A mapped expert is in memory as long as the kernel has room. What a copy does not know: whoever truncates the file under
 a running process ends it by SIGBUS, and whoever rewrites it in place changes the model.
@@ -23,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -140,8 +140,6 @@ class _Writable:
     """Bytes of a read-only mapping under a type that does not say so: torch would warn of each. Nobody writes there."""
 
     def __init__(self, mapped: mmap.mmap) -> None:
-        import numpy as np
-
         address = np.frombuffer(mapped, dtype=np.uint8).ctypes.data
         self.bytes = (ctypes.c_uint8 * len(mapped)).from_address(address)
         self.bytes.mapped = mapped  # type: ignore[attr-defined]  # lives as long as what refers to the bytes

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from segmoe.survey import survey
-from tests.benchmarks import hub, residency, wide
+from tests.benchmarks import hub, mapping, residency, wide
 from tests.benchmarks.contender import Contender, DiedError
 from tests.benchmarks.memory import NoCapError, Peak, hard_cap, read_rate
 
@@ -84,3 +84,11 @@ def test_a_contender_that_outgrows_its_cap_is_killed_and_a_broken_one_tells_why(
 
 def test_a_read_rate_is_that_of_all_the_bytes(small: Path) -> None:
     assert 1e6 < read_rate(sorted(small.glob("*.safetensors")), block_bytes=1 << 16) < 1e12
+
+
+def test_the_ways_of_bringing_an_expert_are_told_apart(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmoe.mapping.MIN_BYTES", 1)
+    outcome = CliRunner().invoke(mapping.main, [str(small), "--experts", "5"], catch_exceptions=False)
+    assert outcome.exit_code == 0
+    assert "5 experts" in outcome.output
+    assert all(way in outcome.output for way in ("buffered", "copied", "mapped"))

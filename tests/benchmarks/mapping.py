@@ -1,0 +1,117 @@
+"""What bringing one expert into memory costs: mapped, copied, and by a read that the kernel prolongs as it likes.
+
+    python -m tests.benchmarks.mapping FOLDER [--experts 60]
+
+FOLDER is written by wide.py if it is not there. The same random experts one after the other, in the calling thread:
+cold, after the kernel forgot the file; used twice, of which the first is slow where a virtual machine gives free memory
+back to its host (free page reporting) and gets it anew page by page; brought and given back again while cached.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from segmoe.building import read_config
+from segmoe.checkpoint import open_checkpoint
+from segmoe.manifest import Segment, build_manifest
+from segmoe.slots import Slot, Slots
+from tests.benchmarks import wide
+from tests.benchmarks.memory import drop_cached
+
+
+def disk_bytes() -> int:
+    """Bytes that this process had read from disks."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def use(slot: Slot) -> None:
+    """Read every byte of an expert once."""
+    for tensor in slot.tensors.values():
+        tensor.view(torch.int64).sum()
+
+
+def milliseconds(call: Callable[[], None]) -> float:
+    """The time of one call."""
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1e3
+
+
+def through(slots: Slots, segments: list[Segment], files: list[Path]) -> list[str]:
+    """Bring the experts in by these slots; medians in milliseconds."""
+    held: list[Slot] = []
+
+    def bring(segment: Segment) -> None:
+        held.append(slots.start(segment))
+        slots.finish(held[-1])
+
+    bring(segments[0])  # maps or opens the file, proves what there is to be proved
+    slots.release(held.pop())
+    drop_cached(files)
+    cold, first, second, again = [], [], [], []
+    before = disk_bytes()
+    for segment in segments[1:]:
+        cold.append(milliseconds(lambda segment=segment: bring(segment)))
+        for uses in (first, second):
+            uses.append(milliseconds(lambda: use(held[-1])))
+        slots.release(held.pop())
+    read = (disk_bytes() - before) / sum(segment.nbytes for segment in segments[1:])
+    for segment in segments[1:]:
+        again.append(milliseconds(lambda segment=segment: (bring(segment), slots.release(held.pop()))))
+    slots.close()
+    return [*(f"{statistics.median(times):.2f}" for times in (cold, first, second, again)), f"{read:.2f}"]
+
+
+def buffered(segments: list[Segment], files: list[Path]) -> list[str]:
+    """Read the same bytes from a file that nobody advised the kernel about."""
+    drop_cached(files)
+    buffer = bytearray(max(segment.nbytes for segment in segments))
+    descriptors = {file: os.open(file, os.O_RDONLY) for file in files}
+
+    def read(segment: Segment) -> None:
+        for part in segment.parameters:
+            for file, offset, nbytes in part.pieces:
+                os.preadv(descriptors[file], [memoryview(buffer)[:nbytes]], offset)
+
+    before = disk_bytes()
+    cold = [milliseconds(lambda segment=segment: read(segment)) for segment in segments[1:]]
+    share = (disk_bytes() - before) / sum(segment.nbytes for segment in segments[1:])
+    again = [milliseconds(lambda segment=segment: read(segment)) for segment in segments[1:]]
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+    return [f"{statistics.median(cold):.2f}", "-", "-", f"{statistics.median(again):.2f}", f"{share:.2f}"]
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--experts", default=60, show_default=True, help="How many are brought in.")
+def main(folder: Path, experts: int) -> None:
+    """Compare the ways in which an expert comes into memory."""
+    wide.write(folder, wide.config(wide.LAYERS))
+    checkpoint = open_checkpoint(folder)
+    found = list(build_manifest(checkpoint, read_config(checkpoint.folder)).experts.values())
+    chosen = random.Random(0).sample(found, min(experts + 1, len(found)))
+    files = sorted({piece.file for segment in found for part in segment.parameters for piece in part.pieces})
+    table = Table("way", "cold", "first use", "second use", "cached", "read from disk, times its bytes")
+    table.add_row("buffered read", *buffered(chosen, files))
+    table.add_row("copied", *through(Slots(mapped=False), chosen, files))
+    drop_cached(files)
+    table.add_row("mapped", *through(Slots(), chosen, files))
+    Console().print(
+        f"Median milliseconds of {len(chosen) - 1} experts of {chosen[0].nbytes / 1e6:.1f} MB", table, sep="\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
