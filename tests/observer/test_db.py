@@ -288,36 +288,6 @@ def test_migrating_from_nothing_gives_the_tables_that_the_writer_uses(record: Pa
     assert all("STRICT" in sql.rsplit(")", 1)[1] for _, sql in strict)
 
 
-def test_down_and_up_again_works(tmp_path: Path) -> None:
-    from alembic import command
-
-    db = tmp_path / "record.db"
-    open_db(db).dispose()
-    engine = session.engine_for(db, foreign_keys=False)
-    with engine.begin() as connection:
-        config = session._config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
-    engine.dispose()
-    assert ask(db, "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'") == [("alembic_version",)]
-    open_db(db).dispose()
-    assert len(ask(db, "SELECT name FROM sqlite_master WHERE type = 'view'")) == len(EXPECTED)
-
-
-def test_a_failing_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(connection: Any, path: Path) -> None:
-        connection.exec_driver_sql("CREATE TABLE half (a INTEGER)")
-        raise DatabaseError(path, "made to fail")
-
-    db = tmp_path / "record.db"
-    with monkeypatch.context() as patched:
-        patched.setattr(session, "_upgrade", broken)
-        with pytest.raises(DatabaseError, match="made to fail"):
-            open_db(db)
-    assert ask(db, "SELECT name FROM sqlite_master") == []
-    open_db(db).dispose()
-
-
 def test_the_record_says_what_was_observed(record: Path) -> None:
     (run,) = ask(record, "SELECT name, status, sequences, sequences_planned, events_seen, events_dropped FROM v_run")
     assert run == ("one", "done", 24, 24, 24, 0)
@@ -476,80 +446,6 @@ def test_what_is_replayed_and_a_job_on_the_same_file_do_each_other_no_harm(tmp_p
     (status, tokens) = ask(db, "SELECT status, tokens FROM v_run WHERE run_id = 2")[0]
     assert status == "done" and (tokens,) == ask(db, "SELECT SUM(tokens) FROM v_sequence WHERE run_id = 2")[0]
     assert ask(db, "SELECT sequences, sequences_planned FROM v_run WHERE run_id = 2") == [(1200, 1200)]
-
-
-def at_revision(db: Path, revision: str) -> None:
-    """Make a record as an earlier version left it."""
-    from alembic import command
-
-    engine = session.engine_for(db, foreign_keys=False)
-    with engine.begin() as connection:
-        config = session._config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    engine.dispose()
-
-
-def fill(db: Path, table: str, **given: Any) -> None:
-    """Insert a row of made-up values."""
-    with closing(sqlite3.connect(db)) as connection, connection:
-        columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
-        made = {"INTEGER": 7, "REAL": 0.5, "TEXT": "x", "BLOB": b"x"}
-        row = {name: made[kind] for _, name, kind, *_ in columns} | {"run_id": 1} | given
-        names, marks = ", ".join(row), ", ".join("?" * len(row))
-        connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (*row.values(),))
-
-
-def test_a_record_of_the_first_version_is_upgraded_and_keeps_its_rows(tmp_path: Path) -> None:
-    db = tmp_path / "record.db"
-    at_revision(db, "0001")
-    for table in ("run", "sequence", "score_window", "expert", "expert_trust"):
-        fill(db, table, **({"first_step": 3} if table == "score_window" else {}))
-    before = {view: ask(db, f"SELECT * FROM {view}") for view in ("v_run", "v_sequence", "v_window", "v_expert_trust")}
-    open_db(db).dispose()
-    for view, rows in before.items():
-        assert [row[: len(rows[0])] for row in ask(db, f"SELECT * FROM {view}")] == rows, view
-    assert ask(db, "SELECT passes, verdict, attempts FROM v_run") == [(5, "{}", 1)]
-    assert ask(db, "SELECT passes, last_window FROM v_window") == [(5, 7)]
-    assert ask(db, "PRAGMA foreign_key_check") == []
-
-
-def test_a_record_of_the_second_version_is_upgraded_and_keeps_its_rows(tmp_path: Path) -> None:
-    db = tmp_path / "record.db"
-    at_revision(db, "0002")
-    before = [name for (name,) in ask(db, "SELECT name FROM sqlite_master WHERE type = 'table'")]
-    names = sorted(set(before) - {"run", "alembic_version"})
-    assert len(names) == 12
-    for table in ("run", *names):
-        fill(db, table)
-    rows = {table: ask(db, f"SELECT * FROM {table}") for table in before if table != "alembic_version"}
-    views = dict(ask(db, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
-    open_db(db).dispose()
-    for table, kept in rows.items():
-        more = (0, 0, 0, 0) if table == "run" else ()  # of its queue nobody told
-        assert ask(db, f"SELECT * FROM {table}") == [(*row, *more) for row in kept], table
-    after = dict(ask(db, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
-    assert after == views | {name: after[name] for name in ("v_what_if", "v_run")}
-    assert ask(db, "SELECT COUNT(*) FROM v_what_if") == [(0,)]
-    assert ask(db, "PRAGMA foreign_key_check") == []
-
-
-def test_a_record_of_the_third_version_goes_up_and_down_as_it_was(tmp_path: Path) -> None:
-    from alembic import command
-
-    db = tmp_path / "record.db"
-    at_revision(db, "0003")
-    fill(db, "run")
-    before = ask(db, "SELECT * FROM v_run"), ask(db, "SELECT sql FROM sqlite_master WHERE name = 'v_run'")
-    open_db(db).dispose()
-    assert ask(db, "SELECT * FROM v_run") == [(*before[0][0], 0, 0, 0, 0)]
-    engine = session.engine_for(db, foreign_keys=False)
-    with engine.begin() as connection:
-        config = session._config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0003")
-    engine.dispose()
-    assert (ask(db, "SELECT * FROM v_run"), ask(db, "SELECT sql FROM sqlite_master WHERE name = 'v_run'")) == before
 
 
 def replayed(policy: str, **changes: Any) -> WhatIfRow:
