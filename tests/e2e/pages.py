@@ -6,8 +6,9 @@ from urllib.parse import parse_qsl, urlsplit
 from playwright.sync_api import Locator, Page, expect
 
 
-def cell(page: Page, layer: int, expert: int) -> Locator:
-    return page.locator(f"path[aria-label^='Expert: {expert}; Layer: {layer};']")
+def cell(where: Page | Locator, layer: int, expert: int) -> Locator:
+    """An expert of the map, on a page with one component or in one component's chart."""
+    return where.locator(f"path[aria-label^='Expert: {expert}; Layer: {layer};']").first  # behind it, its mark
 
 
 def query(page: Page) -> dict[str, str]:
