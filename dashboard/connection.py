@@ -10,7 +10,6 @@ import duckdb
 import pyarrow as pa
 
 from dashboard.contract import VIEWS
-from dashboard.expert_windows import ExpertWindows
 from dashboard.record import BATCH_ROWS, Cursor, Progress, count, definitions, read, read_table, snapshot
 
 _DUCKDB_TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
@@ -34,7 +33,6 @@ class Mirror:
 
     def __init__(self, path: Path, views: Collection[str] = tuple(VIEWS)) -> None:
         self.path = path
-        self.expert_windows = ExpertWindows(path)
         self._wanted = {name: list(VIEWS[name].columns) for name in ("v_run", *views)}  # columns of views
         self._copied: dict[str, list[str]] = {}
         self._apart: dict[str, pa.Table] = {}  # as they were last read

@@ -6,7 +6,7 @@ RECORD_VARIABLE: Final = "SEGMOE_DASHBOARD_DB"
 """The environment variable that names the record's file to the pages."""
 
 
-REVISION: Final = "0004"
+REVISION: Final = "0005"
 """The newest revision of the record that these pages understand."""
 
 
@@ -41,7 +41,7 @@ VIEWS: Final[dict[str, View]] = {
             " model_family policy capture config config_hash versions parity verdict drops",
         )
     ),
-    "v_expert": View(_columns(integer="run_id layer expert bytes", text="component")),
+    "v_expert": View(_columns(integer="run_id layer expert bytes hits misses", text="component")),
     "v_expert_trust": View(
         _columns(
             integer="run_id layer expert uses blocks definition_version windows",

@@ -75,6 +75,7 @@ class Observation:
         self.details = {component: Detail(grid) for component, grid in self.grids.items()}
         self._assemblies = {component: Assembly() for component in self.grids}
         self._asked: list[tuple[str, int, NDArray[np.intp]]] = []  # what the passes under way asked for
+        self._missed: list[ExpertKey] = []  # and what was loaded for them
         self._batch: list[TextSeen] = []
         self._ordinals: list[int] = []
         self._context = np.zeros(0, dtype=np.intp)  # [rows of the batch] index into `contexts`
@@ -233,7 +234,7 @@ class Observation:
         if isinstance(event, ExpertEvicted):
             detail.evicted(event.key.layer, event.key.expert)
         elif event.cause == "demand":
-            detail.loaded(event.key.layer, event.key.expert)
+            self._missed.append(event.key)  # which window the pass belongs to is known when it is done
 
     def _learn(self, stretch: Stretch) -> None:
         """Make evidence of passes that were put together."""
@@ -273,7 +274,9 @@ class Observation:
         if event.hits or event.misses:  # a model with all of its weights in memory has no cache to ask
             for component, layer, experts in self._asked:
                 self.details[component].accessed(layer, experts)
-        self._asked = []
+        for key in self._missed:
+            self.details[key.component].loaded(key.layer, key.expert)
+        self._asked, self._missed = [], []
         if self._evidence and event.component in self._assemblies:
             for stretch in self._assemblies[event.component].step_done(event):
                 self._learn(stretch)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from dashboard import expert_windows
 from dashboard.connection import Mirror
 from dashboard.contract import EXPERT_WINDOWS
 from dashboard.queries.base import ask, rows
-from dashboard.record import Progress
 
 
 def contexts(mirror: Mirror, run_id: int) -> list[str]:
@@ -21,15 +21,14 @@ def expert_map(mirror: Mirror, run_id: int, context: str) -> pa.Table:
     return ask(mirror, "expert_map", run_id=run_id, context=context)
 
 
-def residencies(mirror: Mirror, run_id: int, progress: Progress = lambda view, rows: None) -> pa.Table:
+def residencies(mirror: Mirror, run_id: int) -> pa.Table:
     """One row per (component, layer, expert): the share of the passes that wanted it and found it in memory."""
-    totals = mirror.expert_windows.totals(run_id, progress)
-    return ask(mirror, "residency", {EXPERT_WINDOWS: totals}, run_id=run_id)
+    return ask(mirror, "residency", run_id=run_id)
 
 
 def expert_map_at(mirror: Mirror, run_id: int, window_index: int) -> pa.Table:
     """The same columns for one score window, all contexts together: trust at its end, load and uses in it."""
-    rows = mirror.expert_windows.of_window(run_id, window_index)
+    rows = expert_windows.of_window(mirror.path, run_id, window_index)
     return ask(mirror, "expert_map_at", {EXPERT_WINDOWS: rows}, run_id=run_id, window_index=window_index)
 
 
@@ -50,7 +49,7 @@ def expert(mirror: Mirror, run_id: int, component: str, layer: int, expert: int)
 
 def expert_history(mirror: Mirror, run_id: int, component: str, layer: int, expert: int) -> pa.Table:
     """One row per score window for one expert, by tokens so far."""
-    own = mirror.expert_windows.of_expert(run_id, component, layer, expert)
+    own = expert_windows.of_expert(mirror.path, run_id, component, layer, expert)
     key = {"component": component, "layer": layer, "expert": expert}
     return ask(mirror, "expert_history", {EXPERT_WINDOWS: own}, run_id=run_id, **key)
 

@@ -90,9 +90,7 @@ def _figures(mirror: Mirror, run: Run, look: _Look) -> None:
         other = queries.expert_difference(mirror, run.run_id, look.other.run_id, look.context)
         cells = cells.append_column("change", other["change"])  # both are in the order of the experts
     if look.colour == "residency" and look.window is None:
-        with states.reading() as progress:
-            residencies = queries.residencies(mirror, run.run_id, progress)
-        cells = cells.append_column("residency", residencies["residency"])
+        cells = cells.append_column("residency", queries.residencies(mirror, run.run_id)["residency"])
     components = sorted(set(cells["component"].to_pylist()))
     chosen = expert_figures.choose(cells, components, on_change=partial(_release_maps, components))
     rows = queries.expert(mirror, run.run_id, *chosen) if chosen else []

@@ -154,8 +154,10 @@ expert = _table(
     _run_id(),
     *_expert_key(),
     _integer("bytes", "of its parameters"),
+    _count("hits", "found in memory, of all score windows"),
+    _count("misses", "not found in memory"),
     PrimaryKeyConstraint("run_id", "component", "layer", "expert"),
-    comment="The experts of the run's checkpoint.",
+    comment="The experts of the run's checkpoint, and how often a pass wanted each.",
 )
 
 SCORES = (

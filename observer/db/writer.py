@@ -129,6 +129,7 @@ class Writer:
                     _path(self._engine), "holds no state of this run to go on from; choose another name with --run"
                 )
             kept = 0 if state is None else int(state["observation/windows_total"])
+            _count_residency(connection, run_id, since=kept, times=-1)
             for table in ("score_window", "expert_window"):
                 connection.exec_driver_sql(
                     f"DELETE FROM {table} WHERE run_id = ? AND window_index >= ?", (run_id, kept)
@@ -181,6 +182,7 @@ class Writer:
                 if rows.window_index == window.window_index:
                     tuples = _expert_window(self.run_id, rows)
                     _insert(connection, tables.expert_window, EXPERT_WINDOW_COLUMNS, tuples)
+            _count_residency(connection, self.run_id, since=window.window_index)
 
     def _detail(self, connection: Connection, snapshot: Snapshot) -> None:
         """Add the rows of the tables of detail."""
@@ -299,6 +301,11 @@ def _expert_window(run_id: int, rows: ExpertWindowRows) -> Any:
     return zip(*fixed, *numbers, *(array.ravel().tolist() for array in arrays), strict=False)
 
 
+def _count_residency(connection: Connection, run_id: int, *, since: int, times: int = 1) -> None:
+    """Add to each expert's totals what its windows say from one on; a new window is the last one."""
+    connection.exec_driver_sql(COUNT_RESIDENCY, {"run": run_id, "since": since, "times": times})
+
+
 def _salience(run_id: int, rows: SalienceRows, passage: Callable[[int, int, int], str] | None) -> Any:
     arrays = [getattr(rows, name).tolist() for name in SALIENCE_COLUMNS[3:-2]]
     ordinal = rows.ordinal.tolist()
@@ -352,6 +359,13 @@ SALIENCE_COLUMNS = _names(tables.salience)
 COACTIVATION_COLUMNS = _names(tables.coactivation)
 RESIDENCY_COLUMNS = _names(tables.residency_event)
 TRACE_COLUMNS = _names(tables.trace_file)
+COUNT_RESIDENCY = """
+UPDATE expert AS e SET hits = e.hits + :times * w.hits, misses = e.misses + :times * w.misses
+FROM (
+  SELECT component, layer, expert, SUM(hits) AS hits, SUM(misses) AS misses
+  FROM expert_window WHERE run_id = :run AND window_index >= :since GROUP BY component, layer, expert
+) AS w
+WHERE e.run_id = :run AND e.component = w.component AND e.layer = w.layer AND e.expert = w.expert"""
 UPSERT_TRUST = _upsert_sql(tables.expert_trust, _names(tables.expert_trust))
 UPSERT_STATE = _upsert_sql(tables.run_state, _names(tables.run_state))
 UPSERT_GAP = _upsert_sql(tables.gap, _names(tables.gap))

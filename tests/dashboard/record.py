@@ -101,7 +101,8 @@ def make(path: str) -> None:
         for layer in range(layers):
             for expert in range(experts):
                 key = dict(run_id=run_id, component=component, layer=layer, expert=expert)
-                _insert(connection, "expert", key | dict(bytes=4096))
+                wanted = WINDOWS[run_id] * (WINDOWS[run_id] - 1) // 2 * ((run_id, component, layer, expert) != DEAD)
+                _insert(connection, "expert", key | dict(bytes=4096, hits=3 * wanted, misses=wanted))
             for context in CONTEXTS:
                 rows = _layer(run_id, component, layer, experts, context)
                 for row in rows:

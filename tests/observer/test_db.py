@@ -100,6 +100,8 @@ EXPECTED = {
         "layer": "INTEGER",
         "expert": "INTEGER",
         "bytes": "INTEGER",
+        "hits": "INTEGER",
+        "misses": "INTEGER",
     },
     "v_expert_trust": {
         "run_id": "INTEGER",

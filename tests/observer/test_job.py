@@ -146,6 +146,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = everything(db)
     assert len(found["score_window"]) in (4, 5) and len(found["trace_file"]) > 2
     assert len(found["residency_event"]) > 100
+    ((hits, misses),) = ask(db, "SELECT SUM(hits), SUM(misses) FROM v_expert")
+    assert [(hits, misses)] == ask(db, "SELECT hits, misses FROM v_run") and min(hits, misses) > 100
     return found
 
 

@@ -89,10 +89,11 @@ def test_a_record_of_the_second_version_is_upgraded_and_keeps_its_rows(tmp_path:
     views = dict(ask(db, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
     open_db(db).dispose()
     for table, kept in rows.items():
-        more = (0, 0, 0, 0) if table == "run" else ()  # of its queue nobody told
+        # Of its queue nobody told; how often its expert was wanted its window says.
+        more = {"run": (0, 0, 0, 0), "expert": (7, 7)}.get(table, ())
         assert ask(db, f"SELECT * FROM {table}") == [(*row, *more) for row in kept], table
     after = dict(ask(db, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
-    assert after == views | {name: after[name] for name in ("v_what_if", "v_run")}
+    assert after == views | {name: after[name] for name in ("v_what_if", "v_run", "v_expert")}
     assert ask(db, "SELECT COUNT(*) FROM v_what_if") == [(0,)]
     assert ask(db, "PRAGMA foreign_key_check") == []
 
@@ -106,3 +107,20 @@ def test_a_record_of_the_third_version_goes_up_and_down_as_it_was(tmp_path: Path
     assert ask(db, "SELECT * FROM v_run") == [(*before[0][0], 0, 0, 0, 0)]
     at_revision(db, "0003", command.downgrade)
     assert (ask(db, "SELECT * FROM v_run"), ask(db, "SELECT sql FROM sqlite_master WHERE name = 'v_run'")) == before
+
+
+def test_a_record_of_the_fourth_version_learns_how_often_experts_were_wanted(tmp_path: Path) -> None:
+    db = tmp_path / "record.db"
+    at_revision(db, "0004")
+    fill(db, "run")
+    for expert in (0, 1):  # no window tells of the second
+        fill(db, "expert", expert=expert)
+    for index, (hits, misses) in enumerate(((3, 1), (4, 0))):
+        fill(db, "expert_window", window_index=index, expert=0, hits=hits, misses=misses)
+    views = "SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY name"
+    before = ask(db, "SELECT * FROM v_expert"), ask(db, views)
+    open_db(db).dispose()
+    assert ask(db, "SELECT * FROM v_expert") == [(*before[0][0], 7, 1), (*before[0][1], 0, 0)]
+    at_revision(db, "0004", command.downgrade)
+    assert (ask(db, "SELECT * FROM v_expert"), ask(db, views)) == before
+    assert ask(db, "SELECT COUNT(*), SUM(hits) FROM v_expert_window") == [(2, 7)]

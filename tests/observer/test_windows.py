@@ -39,6 +39,10 @@ def test_a_run_keeps_no_more_windows_than_it_may_and_they_cover_everything(recor
     for name in SUMS:
         parts, whole = (ask(db, f"SELECT SUM({name}) FROM score_window")[0][0] for db in records)
         assert parts == pytest.approx(whole, rel=1e-12), name
+    keys = "component, layer, expert"
+    of_windows = ask(records[0], f"SELECT {keys}, SUM(hits), SUM(misses) FROM v_expert_window GROUP BY {keys}")
+    for db in records:
+        assert ask(db, f"SELECT {keys}, hits, misses FROM v_expert ORDER BY {keys}") == of_windows
 
 
 def test_of_merged_windows_sums_add_up_means_are_weighted_and_ends_are_the_last(records: tuple[Path, Path]) -> None:
