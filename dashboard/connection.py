@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import duckdb
 import pyarrow as pa
 
 from dashboard.contract import VIEWS
-from dashboard.record import BATCH_ROWS, Cursor, Progress, count, definitions, read, read_table, snapshot
+from dashboard.record import Cursor, Progress, count, definitions, read, read_table, snapshot
 
 _DUCKDB_TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
-_INSERT_ROWS = 16 * BATCH_ROWS  # between two reports of progress
+_INSERT_BATCHES = 16  # between two reports of progress
 
 LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
@@ -167,16 +169,17 @@ def _copy(
 
 
 def _insert(mirror: duckdb.DuckDBPyConnection, view: str, rows: pa.RecordBatchReader, progress: Progress) -> None:
-    copied, held = 0, []
-    for batch in rows:
-        held.append(batch)
-        if sum(part.num_rows for part in held) >= _INSERT_ROWS:
+    copied = 0
+    with ThreadPoolExecutor(1) as thread:  # reads on while rows are inserted
+        ahead = thread.submit(_take, rows)
+        while held := ahead.result():
+            ahead = thread.submit(_take, rows)
             copied += _insert_batches(mirror, view, held)
-            held = []
             progress(view, copied)
-    if held:
-        copied += _insert_batches(mirror, view, held)
-        progress(view, copied)
+
+
+def _take(rows: pa.RecordBatchReader) -> list[pa.RecordBatch]:
+    return list(islice(rows, _INSERT_BATCHES))
 
 
 def _insert_batches(mirror: duckdb.DuckDBPyConnection, view: str, batches: list[pa.RecordBatch]) -> int:

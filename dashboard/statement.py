@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from dashboard.contract import VIEWS
+from dashboard.contract import EXPERT_WINDOWS, VIEWS
 
 TABLE_FUNCTIONS = frozenset(
     [
@@ -42,7 +42,7 @@ class Permitted(NamedTuple):
     sql: str
     views: frozenset[str]
     columns: frozenset[str] | None
-    """All names that may be columns of a view; None if it may read columns that it does not name."""
+    """All names that may be columns of EXPERT_WINDOWS; None if it may read columns that it does not name."""
 
 
 def permit(connection: duckdb.DuckDBPyConnection, sql: str) -> Permitted:
@@ -79,16 +79,21 @@ def permit(connection: duckdb.DuckDBPyConnection, sql: str) -> Permitted:
 
 def _columns(nodes: list[dict[str, Any]]) -> frozenset[str] | None:
     """Collect the names of columns, or return None where rows are meant as a whole: `*`, natural joins, `select t`."""
-    tables = {  # expressions, which have a class, have aliases too
-        str(node.get(key, "")).lower() for node in nodes if "class" not in node for key in ("table_name", "alias")
-    }
+    known = [  # expressions, which have a class, have aliases too
+        [str(node.get(key, "")).lower() for key in ("table_name", "alias")] for node in nodes if "class" not in node
+    ]
+    tables = {name for names in known for name in names}
+    others = {name for table, alias in known if table != EXPERT_WINDOWS for name in (table, alias) if table}
+    others -= {name for names in known if EXPERT_WINDOWS in names for name in names}
     found: set[str] = set()
     for node in nodes:
         names = [str(name).lower() for name in node.get("column_names", [])]
         is_row = len(names) == 1 and names[0] in tables
         if is_row or node.get("class") == "STAR" or node.get("column_name_alias") or node.get("ref_type") == "NATURAL":
             return None
-        found.update(names, (str(name).lower() for name in node.get("using_columns", [])))
+        if not (len(names) == 2 and names[0] in others):
+            found.update(names)
+        found.update(str(name).lower() for name in node.get("using_columns", []))
     return frozenset(found)
 
 

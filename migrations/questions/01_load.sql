@@ -15,10 +15,10 @@ WITH ends AS (
     AND window_index IN (SELECT first_window FROM ends UNION SELECT last_window FROM ends)
   GROUP BY component, layer
 ), layers AS (
-  SELECT component, layer, COUNT(*) AS experts, SUM(CASE WHEN uses = 0 THEN 1 ELSE 0 END) AS dead,
+  SELECT component, layer, COUNT(*) AS experts, SUM(CASE WHEN t.uses = 0 THEN 1 ELSE 0 END) AS dead,
     MAX(load) * COUNT(*) AS busiest,
     -SUM(CASE WHEN load > 0 THEN load * LN(load) ELSE 0 END) / LN(COUNT(*)) AS entropy_share
-  FROM v_expert_trust
+  FROM v_expert_trust t
   WHERE run_id = $run_id AND context = '*'
   GROUP BY component, layer
 )
