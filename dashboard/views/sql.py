@@ -59,7 +59,7 @@ def render() -> None:
             help="Ctrl+Enter runs it.",
         )
         parameters = _parameters(mirror, sql)
-        st.button("Run", type="primary")  # leaving the text area has already taken the query
+        st.button("Run")  # leaving the text area has already taken the query
         st.caption(LIMITS)
         if sql.strip():
             console = states.open_console(mirror)

@@ -146,6 +146,13 @@ def house(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def console(house: Path) -> Iterator[Console]:
+    console = Console(house / "record.db", seconds=60)
+    yield console
+    console.close()
+
+
+@pytest.fixture(scope="module")
+def hasty(house: Path) -> Iterator[Console]:
     console = Console(house / "record.db", seconds=1)
     yield console
     console.close()
@@ -189,16 +196,16 @@ def test_there_are_enough_attempts():
 
 
 @pytest.mark.parametrize("attempt", ENDLESS.values(), ids=ENDLESS.keys())
-def test_nothing_hangs(console: Console, house: Path, attempt: str):
+def test_nothing_hangs(hasty: Console, house: Path, attempt: str):
     before = contents(house)
     started = time.monotonic()
-    answer = console.run(attempt)
+    answer = hasty.run(attempt)
     if answer.error:
         assert answer.error.startswith(("Stopped after 1 s", "Stopped: it needs more memory", "Out of Memory"))
     else:  # a fast machine may have enough rows to show before the time is up, and needs no more of them
         assert not answer.is_all
-    assert time.monotonic() - started < 20
-    assert_well(console, house, before)
+    assert time.monotonic() - started < 60
+    assert_well(hasty, house, before)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_each_component_has_a_map(page: AppTest, run: str, maps: int):
 
 
 def test_a_run_without_heartbeat_is_not_called_running(page: AppTest, sql: Sql):
-    sql(f"update run set heartbeat_at = '{ago(10)}' where run_id = 2")
+    sql(f"update run set heartbeat_at = '{ago(-600)}' where run_id = 2")
     assert texts(visit(page, run="omni"))[1] == "running"
     beat = ago(90)
     sql(f"update run set heartbeat_at = '{beat}' where run_id = 2")

@@ -20,7 +20,7 @@ def page(record: Path, monkeypatch: pytest.MonkeyPatch) -> AppTest:
 
 @pytest.fixture(scope="module")
 def console(made: Path):
-    console = Console(made)
+    console = Console(made, seconds=60)
     yield console
     console.close()
 

@@ -141,7 +141,7 @@ def test_a_run_that_is_over_is_not_looked_at_again(record: Path, sql: Sql, monke
     # (the timer is a message to the browser, which AppTest does not keep)
     intervals = []
     monkeypatch.setattr("streamlit.fragment", lambda draw, run_every: intervals.append(run_every) or draw)
-    sql(f"update run set heartbeat_at = '{ago(0)}' where run_id = 2")
+    sql(f"update run set heartbeat_at = '{ago(-600)}' where run_id = 2")
     visit(open_page("overview", record, monkeypatch), run="small")
     visit(open_page("overview", record, monkeypatch), run="omni")
     assert intervals == [None, page_module.REFRESH_S]

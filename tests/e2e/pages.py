@@ -1,9 +1,12 @@
 """Finding things on a page as a person would."""
 
 import os
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from playwright.sync_api import Locator, Page, expect
+
+from tests.dashboard.contrast import contrast
 
 
 def cell(where: Page | Locator, layer: int, expert: int) -> Locator:
@@ -11,12 +14,12 @@ def cell(where: Page | Locator, layer: int, expert: int) -> Locator:
     return where.locator(f"path[aria-label^='Expert: {expert}; Layer: {layer};']").first  # behind it, its mark
 
 
-def query(page: Page) -> dict[str, str]:
-    return dict(parse_qsl(urlsplit(page.url).query))
+def query(url: str) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(url).query))
 
 
 def wait_for_query(page: Page, **expected: str) -> None:
-    page.wait_for_url(lambda url: dict(parse_qsl(urlsplit(url).query)) == expected)
+    page.wait_for_url(lambda url: query(url) == expected)
 
 
 def fact(page: Page, label: str) -> Locator:
@@ -30,21 +33,29 @@ def chart(page: Page, title: str) -> Locator:
     return page.locator(f"[data-testid=stVegaLiteChart][aria-label^='{title}']")
 
 
-def settled(page: Page, still_ms: int = 1500) -> None:
-    """Wait until nothing runs and nothing moves."""
-    page.mouse.move(0, 0)
-    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0)
-    page.wait_for_timeout(still_ms)  # neither a canvas nor a fade tells when it is done
+def idle(page: Page) -> None:
+    """Wait until the page's script is done and its charts are drawn; before, what is clicked may be about to go."""
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    expect(page.locator("[data-testid=stVegaLiteChart]:not(:has(svg))")).to_have_count(0)
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    """Choose from a list."""
+    idle(page)
+    page.get_by_role("combobox", name=label).click()
+    page.get_by_role("option", name=option, exact=True).click()
 
 
 TEXTS = """() => {
-  const clear = (colour) => colour === 'transparent' || /, 0\\)$/.test(colour);
+  const parts = (colour) => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);  // red, green, blue, how opaque
+  const over = (colour, below) => {
+    const [above, under] = [parts(colour), parts(below)];
+    return `rgb(${[0, 1, 2].map((i) => above[3] * above[i] + (1 - above[3]) * under[i]).join(', ')})`;
+  };
   const behind = (element) => {
-    for (let node = element; node; node = node.parentElement) {
-      const colour = getComputedStyle(node).backgroundColor;
-      if (!clear(colour) && !/rgba/.test(colour)) return colour;
-    }
-    return getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor;
+    const colour = getComputedStyle(element).backgroundColor;
+    if (parts(colour)[3] === 1) return colour;
+    return over(colour, element.parentElement ? behind(element.parentElement) : 'rgb(255, 255, 255)');
   };
   const found = [];
   for (const chart of document.querySelectorAll('[data-testid=stVegaLiteChart] svg')) {
@@ -59,11 +70,15 @@ TEXTS = """() => {
       found.push({text: node.textContent, where, colour: style.fill, behind: behind(chart), isCut});
     }
   }
-  for (const name of ['stText', 'stCaptionContainer', 'stHeading', 'stAlert', 'stWidgetLabel']) {
-    for (const node of document.querySelectorAll(`[data-testid=${name}]`)) {
+  const names = ['stText', 'stCaptionContainer', 'stHeading', 'stAlert', 'stWidgetLabel', 'stPageLink'];
+  const controls = ['button:enabled', '[role=radio]', 'nav a', 'input[role=combobox]'];
+  for (const where of [...names.map((name) => `[data-testid=${name}]`), ...controls]) {
+    for (const node of document.querySelectorAll(where)) {
       const inner = node.querySelector('p, h1, h2, h3, div') || node, style = getComputedStyle(inner);
-      if (!inner.textContent.trim() || /rgba/.test(style.color)) continue;
-      found.push({text: inner.textContent, colour: style.color, behind: behind(inner), isCut: false});
+      const text = inner.textContent.trim() || inner.value;
+      if (!text || !node.checkVisibility()) continue;
+      const below = behind(inner);
+      found.push({text, where, colour: over(style.color, below), behind: below, isCut: false});
     }
   }
   return found;
@@ -71,8 +86,26 @@ TEXTS = """() => {
 """Texts of charts, and beside them, with their colour, the colour behind them, and whether one is cut off."""
 
 
+def unreadable(page: Page, patience_ms: int) -> list[dict[str, Any]]:
+    """Texts that are hard to read or cut off, once the page stays as it is; one that has some may not be done yet."""
+    idle(page)
+    page.mouse.move(0, 0)
+    found: list[dict[str, Any]] = []
+    bad = found
+    for _ in range(patience_ms // 500):
+        page.wait_for_timeout(500)
+        before, found = found, page.evaluate(TEXTS)
+        bad = [text for text in found if text["isCut"] or contrast(text["colour"], text["behind"]) < 4.5]
+        if found == before and not bad:
+            break
+    assert len(found) > 10
+    return bad
+
+
 def picture(page: Page, name: str) -> None:
     """Keep a screenshot in the folder that SEGMOE_SCREENSHOTS names, if it names one."""
     if folder := os.environ.get("SEGMOE_SCREENSHOTS"):
-        settled(page)
+        idle(page)
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1500)  # neither a canvas nor a fade tells when it is done
         page.screenshot(path=f"{folder}/{name}.png")
