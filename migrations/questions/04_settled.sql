@@ -4,9 +4,9 @@
 WITH spread AS (
   SELECT window_index, last_token + 1 AS tokens,
     NTILE(12) OVER (ORDER BY window_index) AS part
-  FROM v_window s
+  FROM v_window
   WHERE run_id = $run_id
-    AND EXISTS (SELECT 1 FROM v_expert_window w WHERE w.run_id = $run_id AND w.window_index = s.window_index)
+    AND window_index >= (SELECT MIN(window_index) FROM v_expert_window WHERE run_id = $run_id)  -- if detail was dropped
 ), chosen AS (
   SELECT MAX(window_index) AS window_index, MAX(tokens) AS tokens FROM spread GROUP BY part
 ), trusted AS (
