@@ -5,7 +5,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,28 @@ from tests.observer.writing import write_run
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from observer.runs import locked
 with locked(Path(sys.argv[1]), 1, "one"):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 QUICK = ("--no-verify", "--limit", "2", "--max-tokens", "16")
 
 
 def observer(*arguments: object, **options: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+
+
+@contextmanager
+def held(db: Path) -> Iterator[None]:
+    """While this lasts, another process works on the first run."""
+    command, environment = [sys.executable, "-c", HOLD, str(db)], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        yield
+        holder.kill()
 
 
 @pytest.fixture
@@ -146,18 +157,12 @@ def test_a_killed_run_is_closed_and_a_live_one_is_left_alone(tmp_path: Path) -> 
     db = tmp_path / "r.db"
     write_run(db, finish=False)
     assert "(killed)" in observer("runs", "list", "--db", db).stdout
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(db)], stdout=subprocess.PIPE, env=environment)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with held(db):
         assert is_live(db, 1) and not is_live(db, 2)
         assert "(going on)" in observer("runs", "list", "--db", db).stdout
         for command in (["recover", "one"], ["delete", "one", "--yes"]):  # and neither can another job go on with it
             refused = observer("runs", *command, "--db", db)
             assert refused.exit_code == 1 and "run 'one' is going on in another process" in refused.stderr
-    finally:
-        holder.kill()
-        holder.communicate()
     assert not is_live(db, 1)
     closed = observer("runs", "recover", "one", "--db", db)
     assert closed.exit_code == 0 and "closed as an error" in closed.stdout
@@ -176,7 +181,7 @@ def test_two_jobs_in_one_record_both_end(tmp_path: Path) -> None:
         for name in ("b", "c")
     ]
     for running in jobs:
-        _, said = running.communicate(timeout=300)
+        _, said = running.communicate()
         assert running.returncode == 0, said
     assert ask(db, "SELECT name, status, sequences FROM v_run ORDER BY name") == [
         ("b", "done", 16),
@@ -231,15 +236,9 @@ def test_a_job_whose_run_another_process_works_on_is_refused(tmp_path: Path) -> 
     db = tmp_path / "r.db"
     arguments = ("run", "--db", db, "--run", "one", *QUICK)
     assert observer(*arguments).exit_code == 0
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(db)], stdout=subprocess.PIPE, env=environment)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with held(db):
         refused = observer(*arguments)
         assert refused.exit_code == 1 and "run 'one' is going on in another process" in refused.stderr
-    finally:
-        holder.kill()
-        holder.communicate()
     assert ask(db, "SELECT status, attempts FROM v_run") == [("done", 1)]
 
 

@@ -397,15 +397,15 @@ def test_a_reader_neither_waits_for_a_writer_nor_sees_half_a_transaction(record:
     engine.dispose()
 
 
+def writing_in_another_process(db: Path) -> "subprocess.Popen[bytes]":
+    command, environment = [sys.executable, writing.__file__, db], os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
 @pytest.mark.parametrize("transactions", [1, 2, 9, 30])
 def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path, transactions: int) -> None:
     db = tmp_path / "record.db"
-    with subprocess.Popen(
-        [sys.executable, writing.__file__, db],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    ) as writer:
+    with writing_in_another_process(db) as writer:
         assert writer.stdout is not None
         for _ in range(transactions):
             assert writer.stdout.readline() == b"recorded\n"
@@ -428,17 +428,13 @@ def test_what_is_replayed_and_a_job_on_the_same_file_do_each_other_no_harm(tmp_p
     db = tmp_path / "record.db"
     write_run(db, "earlier", 1)
     engine = open_db(db)
-    with subprocess.Popen(
-        [sys.executable, writing.__file__, db],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    ) as writer:
-        assert writer.stdout is not None
+    with writing_in_another_process(db) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
         for transaction in range(30):
             assert writer.stdout.readline() == b"recorded\n"
             for misses in range(3):
                 write_what_if(engine, 1, [replayed("lru", misses=3 * transaction + misses)], bytes_per_s=1e9)
+        writer.stdin.close()
         assert writer.wait() == 0
     engine.dispose()
     assert ask(db, "PRAGMA integrity_check") == [("ok",)]
