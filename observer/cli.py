@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from observer import config_file
 from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
@@ -18,6 +19,10 @@ from observer.commands.trace import trace
 from observer.residency import EVENTS_CAP
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
 from segmoe.policies import DEFAULT_POLICY
+
+NEEDS = dict.fromkeys(("trace_every", "trace_cap", "trace_impacts"), "trace")
+NEEDS |= {"generate_texts": "generate", "seed": "loop"}
+"""Options of a job that are of no effect without another."""
 
 
 @click.group(context_settings={"auto_envvar_prefix": "OBSERVER", "help_option_names": ["-h", "--help"]})
@@ -92,6 +97,9 @@ def run(context: click.Context, /, no_verify: bool, as_json: bool, **settings: A
         if kept is None:
             raise click.UsageError("give --experts or --budget, not both")
         settings["budget" if kept == "experts" else "experts"] = None
+    for option, needed in NEEDS.items():
+        if not settings[needed] and context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_flag(option)} means nothing without {_flag(needed)}")
     from observer.job import JobConfig, run_job
     from observer.progress import JobProgress, JsonProgress
 
@@ -169,6 +177,10 @@ main.add_command(db)
 main.add_command(trace)
 main.add_command(replay)
 main.add_command(plan)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _report(db: Path, run: str | None) -> None:

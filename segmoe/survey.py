@@ -68,6 +68,9 @@ class Survey:
     def _fit(self, budget: int) -> str:
         largest = max(component.expert_bytes for component in self.components)
         cycle = sum(component.token_cycle * component.expert_bytes for component in self.components)
+        whole = sum(component.experts_expected * component.expert_bytes for component in self.components)
+        if budget >= whole:
+            return f"all experts fit, {format_bytes(self.non_expert_bytes + whole)} in all"
         total = f"{format_bytes(self.non_expert_bytes + budget)} in all, at least {budget // largest:,} experts"
         slow = " (less than one token touches: exact, but every token reads from disk)" if budget < cycle else ""
         return total + slow

@@ -110,6 +110,34 @@ def test_json_is_an_object_a_line_and_failures_are_one_too(tmp_path: Path) -> No
     assert failed.exit_code == 1 and error["kind"] == "RunDiffers" and "batch was 8 and is 3 now" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--trace-impacts"], 2, "--trace-impacts means nothing without --trace"),
+        (["--seed", "0"], 2, "--seed means nothing without --loop"),
+        (["--generate-texts", "9"], 2, "--generate-texts means nothing without --generate"),
+        (["--trust-from", "x"], 1, "ranks by no trust; leave out --trust-from, or add --policy trust"),
+        (["--trace-impacts", "--trace"], 0, ""),
+        (["--trust-from", "x", "--policy", "trust-per-layer"], 0, ""),
+    ],
+)
+def test_an_option_that_would_be_of_no_effect_is_refused(
+    configured: list[JobConfig], arguments: list[str], code: int, sentence: str
+) -> None:
+    result = observer("run", "--json", *arguments)
+    assert (result.exit_code, len(configured)) == (code, int(code == 0))
+    assert sentence in result.output
+
+
+def test_a_job_that_is_interrupted_before_it_began_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: JobConfig, progress: JobProgress) -> JobResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "run_job", interrupted)
+    result = observer("run")
+    assert (result.exit_code, result.stderr) == (130, "observer: interrupted\n")
+
+
 def test_done_with_events_that_were_lost_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "run_job", lambda config, progress: JobResult("x", "done", 1, 5))
     assert observer("run", "--json").exit_code == 3
@@ -119,6 +147,12 @@ def test_done_with_events_that_were_lost_is_exit_3(monkeypatch: pytest.MonkeyPat
 def two_runs(tmp_path: Path) -> Path:
     known.make(tmp_path / "r.db")
     return tmp_path / "r.db"
+
+
+def test_a_record_without_runs_says_so(tmp_path: Path) -> None:
+    open_db(tmp_path / "r.db").dispose()
+    listed = observer("runs", "list", "--db", tmp_path / "r.db")
+    assert (listed.exit_code, listed.stdout) == (0, "") and "holds no runs; make one with" in listed.stderr
 
 
 def test_runs_are_listed_and_shown(two_runs: Path) -> None:
