@@ -26,7 +26,8 @@ from observer.errors import ObserverError
 from segmoe.building import quiet_transformers, read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.events import ExpertKey
-from segmoe.manifest import build_manifest, experts_modules
+from segmoe.locating import build_manifest
+from segmoe.modules import experts_modules
 
 Array = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what it would take to run it, without running it. Finding the bytes is manifest.py."""
+"""What a checkpoint holds and what it would take to run it, without running it. Finding the bytes is locating.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from segmoe.building import read_config
 from segmoe.checkpoint import open_checkpoint
-from segmoe.manifest import Manifest, build_manifest
+from segmoe.locating import build_manifest
+from segmoe.manifest import Manifest
 from segmoe.units import format_bytes, parse_bytes
 
 
