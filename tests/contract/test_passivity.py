@@ -21,6 +21,7 @@ from observer.observation import Observation, TextRef
 from segmoe.embedded import CORPUS, MODEL
 from segmoe.events import CAPTURES, Event, ExpertEvicted, ExpertKey, ExpertLoaded, NullSink, Routed
 from tests import omni, tiny
+from tests.tiny import RecordingSink
 
 TEXTS = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()[:8]]
 WAYS = {
@@ -35,14 +36,6 @@ class Outcome(NamedTuple):
     tokens: list[torch.Tensor]
     random_state: torch.Tensor
     residency: list[tuple[Any, ...]]
-
-
-class RecordingSink:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def emit(self, event: Event, /) -> None:
-        self.events.append(event)
 
 
 class SleepingSink:

@@ -8,13 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from observer import job
-from observer.cli import main
 from observer.db import open_db, session
 from observer.errors import DatabaseError
 from observer.job import JobResult
@@ -22,7 +19,7 @@ from observer.progress import JobProgress
 from observer.runs import is_live
 from observer.settings import JobConfig
 from tests.observer import known
-from tests.observer.test_db import ask
+from tests.observer.asking import ask, observer
 from tests.observer.writing import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +32,6 @@ with locked(Path(sys.argv[1]), 1, "one"):
     sys.stdin.read()
 """
 QUICK = ("--no-verify", "--limit", "2", "--max-tokens", "16")
-
-
-def observer(*arguments: object, **options: Any) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
 
 
 @contextmanager
