@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from observer import config_file
-from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
+from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures, opened
 from observer.commands.db import db
 from observer.commands.replay import plan, replay
 from observer.commands.runs import runs
@@ -139,19 +139,14 @@ def validate(
     from observer import validate_report
     from observer.ablation import default_cache
     from observer.corpus import read_corpus
-    from observer.db.session import open_db
     from observer.progress import JobProgress
 
     chosen = read_corpus(texts)
     chosen = chosen if limit is None else validate_report.spread(chosen, limit)
-    engine = open_db(db, create=False)
-    try:
-        with JobProgress() as progress:
-            validate_report.validate(
-                engine, run, chosen, experts=experts, cache=cache or default_cache(), progress=progress.count
-            )
-    finally:
-        engine.dispose()
+    with opened(db) as engine, JobProgress() as progress:
+        validate_report.validate(
+            engine, run, chosen, experts=experts, cache=cache or default_cache(), progress=progress.count
+        )
 
 
 @main.command()
@@ -163,13 +158,9 @@ def advise(db: Path, run: str | None, bound: float) -> None:
     """Say what pinning, dropping and prefetching experts would gain; reads the record and changes nothing."""
     from observer.advise import advise as read_advice
     from observer.advise import print_advice
-    from observer.db.session import open_db
 
-    engine = open_db(db, create=False)
-    try:
+    with opened(db) as engine:
         print_advice(read_advice(engine, run, bound=bound))
-    finally:
-        engine.dispose()
 
 
 main.add_command(runs)
@@ -184,11 +175,7 @@ def _flag(name: str) -> str:
 
 
 def _report(db: Path, run: str | None) -> None:
-    from observer.db.session import open_db
     from observer.report import print_report, read_report
 
-    engine = open_db(db, create=False)
-    try:
+    with opened(db) as engine:
         print_report(read_report(engine, run), db)
-    finally:
-        engine.dispose()
