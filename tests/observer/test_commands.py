@@ -233,7 +233,7 @@ def test_a_loop_goes_on_until_its_limit_in_an_order_of_its_seed(tmp_path: Path) 
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         settings = ("--limit", 3, "--loop", "--seed", seed, "--total-tokens", 100, "--batch", 2, "--max-tokens", 16)
         result = observer("run", "--db", tmp_path / "r.db", "--run", name, "--no-verify", *settings)
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == 0 and "\nTexts 8, tokens " in result.stdout, result.output
         rows = "SELECT text_id FROM v_sequence JOIN v_run USING (run_id) WHERE name = '{}' ORDER BY ordinal"
         orders.append([row[0] for row in ask(tmp_path / "r.db", rows.format(name))])
     assert orders[0] == orders[1] != orders[2] and len(orders[0]) == 8
