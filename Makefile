@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## observe the embedded model on the embedded corpus and print the report
 	$(BIN)/observer run --db $(DB) --generate 16
 
-test: install ## all tests; the browser tests need Debian's chromium
+test: install ## all tests; the browser tests need Debian's chromium; a process of the tests takes up to 1.2 GB
 	@test -x /usr/bin/chromium || .ci/apt chromium
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: install ## lint, format, types, import rules
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ from observer.errors import ObserverError
 from segmoe.building import quiet_transformers, read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.events import ExpertKey
-from segmoe.manifest import build_manifest, experts_modules
+from segmoe.locating import build_manifest
+from segmoe.modules import experts_modules
 
 Array = NDArray[np.float64]
 
@@ -44,7 +46,12 @@ class Ablation(NamedTuple):
 
 def default_cache() -> Path:
     """Where finished work is kept: $XDG_CACHE_HOME/segmoe, or ~/.cache/segmoe."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmoe"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmoe"
+    except RuntimeError:  # a container's user may have none
+        raise ObserverError(
+            "this user has no home folder to keep finished work in; give a folder with --cache"
+        ) from None
 
 
 def ablate(
@@ -62,7 +69,7 @@ def ablate(
     With a `cache` folder, what is known there of this checkpoint and these texts is not done again, and what is done is
     added to it every 20 seconds.
     """
-    kept = None if cache is None else cache / f"ablation-{_digest(checkpoint, texts, max_tokens)}.npz"
+    kept = None if cache is None else _writable(cache) / f"ablation-{_digest(checkpoint, texts, max_tokens)}.npz"
     known = _read(kept)
     model, banks = stock(checkpoint)
     every = [ExpertKey(*place, expert) for place, module in banks.items() for expert in range(module.num_experts)]
@@ -146,8 +153,18 @@ def _read(kept: Path | None) -> dict[ExpertKey, Array]:
         return dict(zip(keys, stored["cost"], strict=True))
 
 
+def _writable(cache: Path) -> Path:
+    """Make the folder; refuse one that would lose an hour's work."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError as error:
+        problem = f"{cache}: finished work cannot be kept there ({error.strerror}); give another folder with --cache"
+        raise ObserverError(problem) from None
+
+
 def _write(kept: Path, known: dict[ExpertKey, Array]) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = dict(zip(ExpertKey._fields, map(np.array, zip(*known, strict=True)), strict=True))
     partial = kept.with_suffix(".partial.npz")
     np.savez(partial, cost=np.stack(list(known.values())), **columns)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from observer import config_file
-from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures
+from observer.commands.common import INCOMPLETE, INTERRUPTED, db_option, expected_failures, opened
 from observer.commands.db import db
 from observer.commands.replay import plan, replay
 from observer.commands.runs import runs
@@ -18,6 +19,10 @@ from observer.commands.trace import trace
 from observer.residency import EVENTS_CAP
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
 from segmoe.policies import DEFAULT_POLICY
+
+NEEDS = dict.fromkeys(("trace_every", "trace_cap", "trace_impacts"), "trace")
+NEEDS |= {"generate_texts": "generate", "seed": "loop"}
+"""Options of a job that are of no effect without another."""
 
 
 @click.group(context_settings={"auto_envvar_prefix": "OBSERVER", "help_option_names": ["-h", "--help"]})
@@ -92,6 +97,9 @@ def run(context: click.Context, /, no_verify: bool, as_json: bool, **settings: A
         if kept is None:
             raise click.UsageError("give --experts or --budget, not both")
         settings["budget" if kept == "experts" else "experts"] = None
+    for option, needed in NEEDS.items():
+        if not settings[needed] and context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_flag(option)} means nothing without {_flag(needed)}")
     from observer.job import JobConfig, run_job
     from observer.progress import JobProgress, JsonProgress
 
@@ -131,19 +139,14 @@ def validate(
     from observer import validate_report
     from observer.ablation import default_cache
     from observer.corpus import read_corpus
-    from observer.db.session import open_db
     from observer.progress import JobProgress
 
     chosen = read_corpus(texts)
     chosen = chosen if limit is None else validate_report.spread(chosen, limit)
-    engine = open_db(db, create=False)
-    try:
-        with JobProgress() as progress:
-            validate_report.validate(
-                engine, run, chosen, experts=experts, cache=cache or default_cache(), progress=progress.count
-            )
-    finally:
-        engine.dispose()
+    with opened(db) as engine, JobProgress() as progress:
+        validate_report.validate(
+            engine, run, chosen, experts=experts, cache=cache or default_cache(), progress=progress.count
+        )
 
 
 @main.command()
@@ -155,13 +158,9 @@ def advise(db: Path, run: str | None, bound: float) -> None:
     """Say what pinning, dropping and prefetching experts would gain; reads the record and changes nothing."""
     from observer.advise import advise as read_advice
     from observer.advise import print_advice
-    from observer.db.session import open_db
 
-    engine = open_db(db, create=False)
-    try:
+    with opened(db) as engine:
         print_advice(read_advice(engine, run, bound=bound))
-    finally:
-        engine.dispose()
 
 
 main.add_command(runs)
@@ -171,12 +170,12 @@ main.add_command(replay)
 main.add_command(plan)
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _report(db: Path, run: str | None) -> None:
-    from observer.db.session import open_db
     from observer.report import print_report, read_report
 
-    engine = open_db(db, create=False)
-    try:
+    with opened(db) as engine:
         print_report(read_report(engine, run), db)
-    finally:
-        engine.dispose()

@@ -46,6 +46,8 @@ def read_corpus(path: str | Path, limit: int | None = None) -> list[Text]:
             raise CorpusError(path, place, f"id {text.id!r} is that of line {place_of[text.id]} too; make ids unique")
         place_of[text.id] = place
         texts.append(text)
+    if not texts and path.is_dir():
+        raise CorpusError(path, 0, f"holds no texts; put {TEXT_SUFFIX} or {PARQUET_SUFFIX} files there")
     if not texts:
         raise CorpusError(path, 0, f"holds no texts; write one JSON object per line, such as {EXAMPLE}")
     return texts

@@ -23,7 +23,7 @@ from observer.observation import ALL, Observation, TextRef
 from observer.totals import ScoreTable
 from segmoe.building import read_config
 from segmoe.events import Event, ExpertKey, Routed, StepDone
-from segmoe.manifest import experts_modules
+from segmoe.modules import experts_modules
 
 Array = NDArray[np.float64]
 Statistics = dict[str, dict[str, Array]]

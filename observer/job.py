@@ -89,7 +89,7 @@ def _prepare(config: JobConfig, texts: list[Text], engine: Engine) -> tuple[_Job
     """Look at everything that can be refused before it costs time; also return the run to go on with, if any."""
     from segmoe.building import read_config
     from segmoe.checkpoint import open_checkpoint
-    from segmoe.manifest import build_manifest
+    from segmoe.locating import build_manifest
 
     runs = {row["name"]: row for row in list_runs(engine)}
     checkpoint = open_checkpoint(config.model)

@@ -84,10 +84,11 @@ def print_report(report: Report, db: Path, console: Console | None = None) -> No
 def _parts(report: Report, db: Path, *, framed: bool) -> list[str | Table]:
     run = report.run
     error = f": {run['error']}" if run["error"] else ""
+    planned = f" of {run['sequences_planned']:,}" if run["sequences_planned"] else ""  # a loop has no end
     parts: list[str | Table] = [
         f"Run {run['name']}: {run['status']}{error}",
         f"Model {run['checkpoint']} ({run['model_family']}, digest {run['checkpoint_digest'][:12]})",
-        f"Texts {run['sequences']:,} of {run['sequences_planned']:,}, tokens {run['tokens']:,} in all passes, "
+        f"Texts {run['sequences']:,}{planned}, tokens {run['tokens']:,} in all passes, "
         f"NLL {run['nll']:.3f} nats per token",
         f"Parity: {json.loads(run['parity_lines'])[-1]}",
         "",

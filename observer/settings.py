@@ -16,7 +16,7 @@ from typing import TypeAlias
 from observer.errors import ObserverError
 from observer.observation import MOST_WINDOWS, SCORE_WINDOW_TOKENS
 from observer.residency import EVENTS_CAP
-from segmoe.policies import DEFAULT_POLICY
+from segmoe.policies import DEFAULT_POLICY, make_rule
 from segmoe.units import parse_bytes
 
 Plain: TypeAlias = str | int | bool | None
@@ -66,6 +66,10 @@ class JobConfig:
                 raise ObserverError(f"{name} is {value}; give at least {bound}")
         if self.experts is not None and self.budget is not None:
             raise ObserverError("give the budget in experts or in bytes, not both")
+        if self.trust_from is not None and not make_rule(self.policy).uses_trust:
+            raise ObserverError(
+                f"policy {self.policy!r} ranks by no trust; leave out --trust-from, or add --policy trust"
+            )
         parse_bytes(self.trace_cap)
         if self.time_limit is not None:
             parse_duration(self.time_limit)

@@ -24,7 +24,8 @@ from segmoe.contributions import Added, is_small_enough, of_experts, of_picks, o
 from segmoe.errors import ConfigError, Unsupported
 from segmoe.events import CAPTURES, Capture, Contribution, EventSink, GuardedSink
 from segmoe.guards import uncompiled
-from segmoe.manifest import ExpertsModule, experts_modules
+from segmoe.manifest import ExpertsModule
+from segmoe.modules import experts_modules
 from segmoe.telling import Picks, tell_later
 
 Selection = Mapping[str, Collection[int]]

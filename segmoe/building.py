@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from segmoe.errors import CheckpointError, Unsupported
 from segmoe.experts import IMPLEMENTATION
-from segmoe.manifest import Manifest, is_experts_module, model_class
+from segmoe.manifest import Manifest
+from segmoe.modules import is_experts_module, model_class
 
 _loading = threading.Lock()  # classes are changed while a model is built
 

@@ -1,4 +1,4 @@
-"""Where each tensor's bytes lie, read from the safetensors headers and the index. Which belong together is manifest.py.
+"""Where each tensor's bytes lie, read from the safetensors headers and the index. Which belong together is sources.py.
 
 Nothing is believed before it is checked: a shard that the index names must exist, a header must fit its file, each
 tensor's range must fit its dtype and shape, and a file must be as long as its header says. The index is the only

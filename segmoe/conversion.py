@@ -1,4 +1,4 @@
-"""transformers' own weight conversion, run on one expert at a time. Which tensors it is given is manifest.py.
+"""transformers' own weight conversion, run on one expert at a time. Which tensors it is given is locating.py.
 
 Most checkpoints need none of it: an expert's bytes lie in the file as the model wants them. Where a family's mapping
 transposes, interleaves or joins stacked tensors, the library's converter is called as if there were one expert, after

@@ -32,7 +32,8 @@ from segmoe.checkpoint import INDEX, SINGLE, open_checkpoint
 from segmoe.errors import CheckpointError
 from segmoe.events import ExpertKey
 from segmoe.experts import IMPLEMENTATION
-from segmoe.manifest import build_manifest, is_experts_module, model_class
+from segmoe.locating import build_manifest
+from segmoe.modules import is_experts_module, model_class
 from segmoe.parity import SEED
 from segmoe.policies import DEFAULT_POLICY
 from segmoe.runtime import Runtime

@@ -21,7 +21,8 @@ from segmoe.building import quiet_transformers, read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.errors import ConfigError
 from segmoe.events import Capture, Event, EventSink, ExpertEvicted, ExpertLoaded
-from segmoe.manifest import build_manifest, model_class
+from segmoe.locating import build_manifest
+from segmoe.modules import model_class
 from segmoe.policies import DEFAULT_POLICY
 from segmoe.prompts import read_tokenizer
 from segmoe.runtime import load, usable_device

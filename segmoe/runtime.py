@@ -18,7 +18,8 @@ from segmoe.errors import ConfigError
 from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink
 from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
-from segmoe.manifest import Manifest, build_manifest
+from segmoe.locating import build_manifest
+from segmoe.manifest import Manifest
 from segmoe.policies import DEFAULT_POLICY, make_policy
 from segmoe.slots import Slots
 from segmoe.units import parse_bytes

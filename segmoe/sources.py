@@ -1,4 +1,4 @@
-"""Which checkpoint tensors form each experts parameter, by transformers' own mapping. Their bytes are manifest.py.
+"""Which checkpoint tensors form each experts parameter, by transformers' own mapping. Their bytes are locating.py.
 
 The mapping renames tensors and names converters by patterns, in which a `*` stands for the expert. Its rules are
 applied with the library's own functions, in the library's order.

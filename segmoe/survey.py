@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what it would take to run it, without running it. Finding the bytes is manifest.py."""
+"""What a checkpoint holds and what it would take to run it, without running it. Finding the bytes is locating.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from segmoe.building import read_config
 from segmoe.checkpoint import open_checkpoint
-from segmoe.manifest import Manifest, build_manifest
+from segmoe.locating import build_manifest
+from segmoe.manifest import Manifest
 from segmoe.units import format_bytes, parse_bytes
 
 
@@ -68,6 +69,9 @@ class Survey:
     def _fit(self, budget: int) -> str:
         largest = max(component.expert_bytes for component in self.components)
         cycle = sum(component.token_cycle * component.expert_bytes for component in self.components)
+        whole = sum(component.experts_expected * component.expert_bytes for component in self.components)
+        if budget >= whole:
+            return f"all experts fit, {format_bytes(self.non_expert_bytes + whole)} in all"
         total = f"{format_bytes(self.non_expert_bytes + budget)} in all, at least {budget // largest:,} experts"
         slow = " (less than one token touches: exact, but every token reads from disk)" if budget < cycle else ""
         return total + slow

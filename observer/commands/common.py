@@ -43,6 +43,7 @@ def expected_failures(command: Callable[P, R]) -> Callable[P, R]:
                 click.echo(f"observer: {message}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
+            click.echo("observer: interrupted", err=True)
             sys.exit(INTERRUPTED)
 
     return run

@@ -31,7 +31,10 @@ def list_(db: Path, as_json: bool) -> None:
     from observer.runs import is_live, list_runs
 
     with opened(db) as engine:
-        for run in list_runs(engine):
+        found = list_runs(engine)
+        if not found:
+            click.echo(f"{db} holds no runs; make one with `observer run`", err=True)
+        for run in found:
             facts = dict(run) | {"is_live": run["status"] == "started" and is_live(db, run["run_id"])}
             if as_json:
                 click.echo(json.dumps(facts))

@@ -141,7 +141,10 @@ def explain(error: BaseException | None) -> str:
     text = str(error)
     if isinstance(error, sqlite3.OperationalError):
         if "unable to open" in text or "readonly" in text:
-            return "cannot be opened for writing; check the permissions of the file and its folder"
+            return (
+                "cannot be opened for writing, as SQLite must even to read it; check the permissions of the file and "
+                "its folder, or copy it"
+            )
         if "locked" in text:
             return f"is locked by another program for more than {BUSY_TIMEOUT_MS // 1000} s; end it, or try again"
         if "full" in text:

@@ -110,6 +110,7 @@ def make_policy(name: str, trust: Mapping[ExpertKey, float] | None = None) -> Po
     rule = make_rule(name)
     if rule.uses_trust and not trust:
         raise ConfigError(
-            f"policy {name!r} ranks by trust of an earlier run; give a snapshot of it, trust={{key: 0..1}}"
+            f"policy {name!r} ranks by trust of an earlier run; give it with `observer run --trust-from RUN` or as "
+            "load(..., trust={key: 0..1})"
         )
     return Ranked(rule, trust)

@@ -8,22 +8,11 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from observer.cli import main
 from segmoe.embedded import MODEL
-
-
-def ask(db: Path, sql: str) -> list[Any]:
-    with closing(sqlite3.connect(db, timeout=30)) as connection:
-        return connection.execute(sql).fetchall()
-
-
-def observer(*arguments: object) -> Any:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+from tests.observer.asking import ask, observer
 
 
 @pytest.fixture
@@ -36,15 +25,16 @@ def recorded(tmp_path: Path) -> Path:
 
 
 def test_kill_9_leaves_whole_windows_and_an_unfinished_run(recorded: Path) -> None:
-    command = [sys.executable, "-m", "observer", "run", "--db", recorded, "--run", "killed", "--no-verify"]
-    job = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    windows = "SELECT COUNT(*) FROM v_window JOIN v_run USING (run_id) WHERE name = 'killed'"
-    deadline = time.monotonic() + 120
-    while ask(recorded, windows)[0][0] < 2:
-        assert job.poll() is None and time.monotonic() < deadline, "the job ended before it could be killed"
-        time.sleep(0.05)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    endless = ("--loop", "--total-tokens", "1000000000", "--no-verify")
+    command = [sys.executable, "-m", "observer", "run", "--db", str(recorded), "--run", "killed", *endless]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as job:
+        windows = "SELECT COUNT(*) FROM v_window JOIN v_run USING (run_id) WHERE name = 'killed'"
+        try:
+            while ask(recorded, windows)[0][0] < 2 and job.poll() is None:
+                time.sleep(0.05)
+        finally:
+            job.kill()
+    assert job.returncode == -signal.SIGKILL, "the job ended before it could be killed"
     assert ask(recorded, "PRAGMA integrity_check") == [("ok",)]
     assert ask(recorded, "SELECT name, status, finished_at = '' FROM v_run ORDER BY run_id") == [
         ("before", "done", 0),

@@ -4,6 +4,7 @@ Every capture level with every kind of sink, in prefill, greedy, sampled and bea
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from observer.observation import Observation, TextRef
 from segmoe.embedded import CORPUS, MODEL
 from segmoe.events import CAPTURES, Event, ExpertEvicted, ExpertKey, ExpertLoaded, NullSink, Routed
 from tests import omni, tiny
+from tests.tiny import RecordingSink
 
 TEXTS = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()[:8]]
 WAYS = {
@@ -35,14 +37,6 @@ class Outcome(NamedTuple):
     tokens: list[torch.Tensor]
     random_state: torch.Tensor
     residency: list[tuple[Any, ...]]
-
-
-class RecordingSink:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def emit(self, event: Event, /) -> None:
-        self.events.append(event)
 
 
 class SleepingSink:
@@ -64,6 +58,18 @@ class SlowObservation(Observation):
 
     def take(self, event: Event) -> None:
         time.sleep(0.001)
+        super().take(event)
+
+
+class HeldObservation(Observation):
+    """Takes nothing before it may."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.may = threading.Event()
+
+    def take(self, event: Event) -> None:
+        self.may.wait()
         super().take(event)
 
 
@@ -162,11 +168,21 @@ def test_a_queue_that_is_full_makes_live_use_drop_and_every_loss_is_a_gap() -> N
     snapshots: list[Any] = []
     sink = RecordingSink()
     outcome(sink, "contribution")
-    with collector(kind=SlowObservation, queue_events=2, lossless=False, record=snapshots.append) as made:
-        outcome(made, "contribution")
+    with collector(kind=HeldObservation, queue_events=2, lossless=False, record=snapshots.append) as made:
+
+        class Releasing:
+            """Lets the observer go on when it has lost much."""
+
+            def emit(self, event: Event, /) -> None:
+                made.emit(event)
+                if made.events_dropped_total > 100:
+                    made.observation.may.set()
+
+        outcome(Releasing(), "contribution")
+        made.observation.may.set()
         made.close()
     dropped = made.drops["queue full"]
-    assert dropped > 100 and made.events_seen_total + dropped == len(sink.events)
+    assert dropped > 100 and made.events_seen_total > 0 and made.events_seen_total + dropped == len(sink.events)
     gaps = {(gap.reason, gap.first_step): gap.events for s in snapshots for gap in s.gaps}
     assert sum(events for (reason, _), events in gaps.items() if reason == "queue full") == dropped
     assert snapshots[-1].drops["queue full"] == dropped

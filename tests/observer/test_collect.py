@@ -1,9 +1,10 @@
 import threading
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from observer import collect
 from observer.collect import Collector
 from observer.errors import CollectorError
 from observer.observation import Observation
@@ -20,7 +21,7 @@ class Gated(Observation):
         self.gate = threading.Event()
 
     def take(self, event: Event) -> None:
-        self.gate.wait(10)
+        self.gate.wait()
         super().take(event)
 
 
@@ -97,24 +98,29 @@ def test_threads_change_no_figure() -> None:
         assert all(np.array_equal(x, y) for x, y in zip(a.scores, b.scores, strict=True))
 
 
-def test_it_tells_how_full_its_queue_was_and_how_long_the_model_waited() -> None:
+def test_it_tells_how_full_its_queue_was_and_how_long_the_model_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is looked at when a wait begins, which opens the gate, and when it ends 7 ns later."""
     observation = Gated()
+    looks = 0
+
+    def clock() -> int:
+        nonlocal looks
+        looks += 1
+        observation.gate.set()
+        return 7 * looks
+
+    monkeypatch.setattr(collect, "time", SimpleNamespace(perf_counter_ns=clock))
     collector = Collector(observation, queue_events=4)
     assert collector.queue_state == (0, 0, 4, 0)
     batch, *_ = batches(3, 1)
-    opened = threading.Timer(0.3, observation.gate.set)
-    began_ns = time.perf_counter_ns()
     collector.begin(batch.texts, True)
     for number, event in enumerate(batch.events * 5):
-        if number == 2:
-            assert collector.queue_state.waited_ns == 0
-            opened.start()
+        assert number > 2 or looks == 0
         collector.emit(event)
-    took_ns = time.perf_counter_ns() - began_ns
     collector.flush()
     state = collector.queue_state
     assert state.queue_events == 0 and state.queue_most == 4
-    assert 0.2e9 < state.waited_ns <= took_ns + 1e9
+    assert state.waited_ns == 7 * looks / 2 > 0
     collector.abandon()
 
 

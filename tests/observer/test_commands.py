@@ -5,15 +5,13 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from observer import job
-from observer.cli import main
 from observer.db import open_db, session
 from observer.errors import DatabaseError
 from observer.job import JobResult
@@ -21,23 +19,29 @@ from observer.progress import JobProgress
 from observer.runs import is_live
 from observer.settings import JobConfig
 from tests.observer import known
-from tests.observer.test_db import ask
+from tests.observer.asking import ask, observer
 from tests.observer.writing import write_run
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from observer.runs import locked
 with locked(Path(sys.argv[1]), 1, "one"):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 QUICK = ("--no-verify", "--limit", "2", "--max-tokens", "16")
 
 
-def observer(*arguments: object, **options: Any) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+@contextmanager
+def held(db: Path) -> Iterator[None]:
+    """While this lasts, another process works on the first run."""
+    command, environment = [sys.executable, "-c", HOLD, str(db)], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        yield
+        holder.kill()
 
 
 @pytest.fixture
@@ -99,6 +103,34 @@ def test_json_is_an_object_a_line_and_failures_are_one_too(tmp_path: Path) -> No
     assert failed.exit_code == 1 and error["kind"] == "RunDiffers" and "batch was 8 and is 3 now" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--trace-impacts"], 2, "--trace-impacts means nothing without --trace"),
+        (["--seed", "0"], 2, "--seed means nothing without --loop"),
+        (["--generate-texts", "9"], 2, "--generate-texts means nothing without --generate"),
+        (["--trust-from", "x"], 1, "ranks by no trust; leave out --trust-from, or add --policy trust"),
+        (["--trace-impacts", "--trace"], 0, ""),
+        (["--trust-from", "x", "--policy", "trust-per-layer"], 0, ""),
+    ],
+)
+def test_an_option_that_would_be_of_no_effect_is_refused(
+    configured: list[JobConfig], arguments: list[str], code: int, sentence: str
+) -> None:
+    result = observer("run", "--json", *arguments)
+    assert (result.exit_code, len(configured)) == (code, int(code == 0))
+    assert sentence in result.output
+
+
+def test_a_job_that_is_interrupted_before_it_began_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: JobConfig, progress: JobProgress) -> JobResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "run_job", interrupted)
+    result = observer("run")
+    assert (result.exit_code, result.stderr) == (130, "observer: interrupted\n")
+
+
 def test_done_with_events_that_were_lost_is_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "run_job", lambda config, progress: JobResult("x", "done", 1, 5))
     assert observer("run", "--json").exit_code == 3
@@ -108,6 +140,12 @@ def test_done_with_events_that_were_lost_is_exit_3(monkeypatch: pytest.MonkeyPat
 def two_runs(tmp_path: Path) -> Path:
     known.make(tmp_path / "r.db")
     return tmp_path / "r.db"
+
+
+def test_a_record_without_runs_says_so(tmp_path: Path) -> None:
+    open_db(tmp_path / "r.db").dispose()
+    listed = observer("runs", "list", "--db", tmp_path / "r.db")
+    assert (listed.exit_code, listed.stdout) == (0, "") and "holds no runs; make one with" in listed.stderr
 
 
 def test_runs_are_listed_and_shown(two_runs: Path) -> None:
@@ -146,18 +184,12 @@ def test_a_killed_run_is_closed_and_a_live_one_is_left_alone(tmp_path: Path) -> 
     db = tmp_path / "r.db"
     write_run(db, finish=False)
     assert "(killed)" in observer("runs", "list", "--db", db).stdout
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(db)], stdout=subprocess.PIPE, env=environment)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with held(db):
         assert is_live(db, 1) and not is_live(db, 2)
         assert "(going on)" in observer("runs", "list", "--db", db).stdout
         for command in (["recover", "one"], ["delete", "one", "--yes"]):  # and neither can another job go on with it
             refused = observer("runs", *command, "--db", db)
             assert refused.exit_code == 1 and "run 'one' is going on in another process" in refused.stderr
-    finally:
-        holder.kill()
-        holder.communicate()
     assert not is_live(db, 1)
     closed = observer("runs", "recover", "one", "--db", db)
     assert closed.exit_code == 0 and "closed as an error" in closed.stdout
@@ -176,7 +208,7 @@ def test_two_jobs_in_one_record_both_end(tmp_path: Path) -> None:
         for name in ("b", "c")
     ]
     for running in jobs:
-        _, said = running.communicate(timeout=300)
+        _, said = running.communicate()
         assert running.returncode == 0, said
     assert ask(db, "SELECT name, status, sequences FROM v_run ORDER BY name") == [
         ("b", "done", 16),
@@ -201,7 +233,7 @@ def test_a_loop_goes_on_until_its_limit_in_an_order_of_its_seed(tmp_path: Path) 
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         settings = ("--limit", 3, "--loop", "--seed", seed, "--total-tokens", 100, "--batch", 2, "--max-tokens", 16)
         result = observer("run", "--db", tmp_path / "r.db", "--run", name, "--no-verify", *settings)
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == 0 and "\nTexts 8, tokens " in result.stdout, result.output
         rows = "SELECT text_id FROM v_sequence JOIN v_run USING (run_id) WHERE name = '{}' ORDER BY ordinal"
         orders.append([row[0] for row in ask(tmp_path / "r.db", rows.format(name))])
     assert orders[0] == orders[1] != orders[2] and len(orders[0]) == 8
@@ -231,15 +263,9 @@ def test_a_job_whose_run_another_process_works_on_is_refused(tmp_path: Path) -> 
     db = tmp_path / "r.db"
     arguments = ("run", "--db", db, "--run", "one", *QUICK)
     assert observer(*arguments).exit_code == 0
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(db)], stdout=subprocess.PIPE, env=environment)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with held(db):
         refused = observer(*arguments)
         assert refused.exit_code == 1 and "run 'one' is going on in another process" in refused.stderr
-    finally:
-        holder.kill()
-        holder.communicate()
     assert ask(db, "SELECT status, attempts FROM v_run") == [("done", 1)]
 
 

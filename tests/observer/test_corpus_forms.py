@@ -55,7 +55,7 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     bad = folder(tmp_path / "bad")
     (bad / "english" / "a.txt").write_bytes(b"\xff\xfe")
     for path, sentence in (
-        (tmp_path / "empty", "holds no texts"),
+        (tmp_path / "empty", "holds no texts; put .txt or .parquet files there"),
         (tmp_path / "x.parquet", "cannot be read as Parquet"),
         (tmp_path / "y.parquet", r"has no column text \(it has words\)"),
         (tmp_path / "none.parquet", "cannot be read"),

@@ -1,9 +1,7 @@
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from observer.db import Writer, open_db, session, tables
+from observer.db import Writer, open_db, tables
 from observer.db.session import reading
 from observer.db.writer import write_what_if
 from observer.errors import DatabaseError, RunNameTaken
@@ -20,6 +18,7 @@ from observer.rows import WhatIfRow
 from observer.runs import delete
 from observer.totals import Totals
 from tests.observer import writing
+from tests.observer.asking import ask
 from tests.observer.streams import CONTEXTS, EXPERT_BYTES
 from tests.observer.writing import start_of, write_run
 
@@ -255,11 +254,6 @@ EXPECTED = {
 ROOT = Path(__file__).parents[2]
 
 
-def ask(db: Path, sql: str) -> list[Any]:
-    with closing(sqlite3.connect(db)) as connection:
-        return connection.execute(sql).fetchall()
-
-
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     db = tmp_path_factory.mktemp("db") / "odd #1?.db"
@@ -327,87 +321,15 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     assert ask(db, "SELECT COUNT(*) FROM run") == [(1,)]
 
 
-def test_a_record_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
-    db = tmp_path / "record.db"
-    write_run(db, count=1)
-    with closing(sqlite3.connect(db)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0999'")
-    with pytest.raises(DatabaseError, match=r"written by a newer version \(revision 0999") as raised:
-        open_db(db)
-    assert raised.value.path == db
-    assert ask(db, "SELECT version_num FROM alembic_version") == [("0999",)]
-
-
-def test_what_is_not_a_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    db = tmp_path / "notes.txt"
-    db.write_text("dear diary, " * 100)
-    with pytest.raises(DatabaseError, match="is not a database"):
-        open_db(db)
-    assert db.read_text() == "dear diary, " * 100
-
-
-def test_a_damaged_database_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    db = tmp_path / "record.db"
-    db.write_bytes(session.HEADER + b"\xff" * 4096)
-    with pytest.raises(DatabaseError, match="is not a database or is damaged"):
-        open_db(db)
-
-
-def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
-    db = tmp_path / "other.db"
-    with closing(sqlite3.connect(db)) as connection, connection:
-        connection.execute("CREATE TABLE bookmarks (url TEXT)")
-    with pytest.raises(DatabaseError, match="database of something else"):
-        open_db(db)
-    assert ask(db, "SELECT name FROM sqlite_master") == [("bookmarks",)]
-
-
-@pytest.mark.parametrize(
-    ("path", "sentence"),
-    [
-        ("/proc/record.db", "cannot be opened for writing"),
-        ("/no/such/folder/record.db", "the folder /no/such/folder does not exist"),
-        ("/tmp", "is a folder"),
-    ],
-)
-def test_a_place_that_cannot_be_written_is_refused(path: str, sentence: str) -> None:
-    with pytest.raises(DatabaseError, match=sentence):
-        open_db(path)
-
-
-def test_reading_does_not_make_a_record_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="there is no such file"):
-        open_db(tmp_path / "record.db", create=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_empty_file_becomes_a_record(tmp_path: Path) -> None:
-    db = tmp_path / "record.db"
-    db.touch()
-    open_db(db).dispose()
-    assert ask(db, "SELECT COUNT(*) FROM v_run") == [(0,)]
-    assert ask(db, "PRAGMA journal_mode") == [("wal",)]
-
-
-def test_a_reader_neither_waits_for_a_writer_nor_sees_half_a_transaction(record: Path) -> None:
-    engine = open_db(record)
-    with engine.begin() as writing_one:
-        writing_one.exec_driver_sql("UPDATE run SET status = 'error'")
-        with reading(engine).begin() as other:
-            assert other.exec_driver_sql("SELECT status FROM v_run").scalar_one() == "done"
-        writing_one.rollback()
-    engine.dispose()
+def writing_in_another_process(db: Path) -> "subprocess.Popen[bytes]":
+    command, environment = [sys.executable, writing.__file__, db], os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
 @pytest.mark.parametrize("transactions", [1, 2, 9, 30])
 def test_a_killed_writer_leaves_whole_transactions(tmp_path: Path, transactions: int) -> None:
     db = tmp_path / "record.db"
-    with subprocess.Popen(
-        [sys.executable, writing.__file__, db],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    ) as writer:
+    with writing_in_another_process(db) as writer:
         assert writer.stdout is not None
         for _ in range(transactions):
             assert writer.stdout.readline() == b"recorded\n"
@@ -430,17 +352,13 @@ def test_what_is_replayed_and_a_job_on_the_same_file_do_each_other_no_harm(tmp_p
     db = tmp_path / "record.db"
     write_run(db, "earlier", 1)
     engine = open_db(db)
-    with subprocess.Popen(
-        [sys.executable, writing.__file__, db],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    ) as writer:
-        assert writer.stdout is not None
+    with writing_in_another_process(db) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
         for transaction in range(30):
             assert writer.stdout.readline() == b"recorded\n"
             for misses in range(3):
                 write_what_if(engine, 1, [replayed("lru", misses=3 * transaction + misses)], bytes_per_s=1e9)
+        writer.stdin.close()
         assert writer.wait() == 0
     engine.dispose()
     assert ask(db, "PRAGMA integrity_check") == [("ok",)]

@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from observer.cli import main
 from observer.collect import QUEUE_EVENTS, Collector
@@ -19,18 +17,9 @@ from observer.progress import JobProgress
 from observer.settings import JobConfig, config_hash
 from observer.totals import Totals
 from segmoe.embedded import CORPUS, MODEL
-
-
-def ask(db: Path, sql: str) -> list[Any]:
-    with closing(sqlite3.connect(db)) as connection:
-        return connection.execute(sql).fetchall()
-
+from tests.observer.asking import ask, observer
 
 TABLES = ("sequence", "score_window", "expert", "expert_trust", "residency_event", "run_state", "gap")
-
-
-def observer(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def config(db: Path, **settings: Any) -> JobConfig:

@@ -14,7 +14,8 @@ from tests.observer.streams import CONTEXTS, EXPERT_BYTES, batches
 
 
 def scraped(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy this machine has
+    with directly.open(f"http://127.0.0.1:{port}/metrics", timeout=300) as answer:
         text = answer.read().decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {sample.name + "".join(f"/{v}" for v in sample.labels.values()): sample.value for sample in samples}

@@ -12,11 +12,7 @@ from alembic.config import Config
 
 from observer.db import open_db, session
 from observer.errors import DatabaseError
-
-
-def ask(db: Path, sql: str) -> list[Any]:
-    with closing(sqlite3.connect(db)) as connection:
-        return connection.execute(sql).fetchall()
+from tests.observer.asking import ask
 
 
 def at_revision(db: Path, revision: str, move: Callable[[Config, str], None] = command.upgrade) -> None:

@@ -119,6 +119,13 @@ def test_work_that_is_in_the_cache_is_not_done_again_and_goes_on(
     assert np.array_equal(ablate(folder, TEXTS, batch=2, cache=tmp_path / "kept").cost, whole.cost)
 
 
+def test_a_folder_that_can_keep_nothing_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for cache in (tmp_path / "file", tmp_path / "file" / "in it", Path("/proc/none")):
+        with pytest.raises(ObserverError, match=f"{cache}: finished work cannot be kept there .* with --cache"):
+            ablate(folder, TEXTS, cache=cache)
+
+
 def test_other_texts_are_other_work(folder: Path, tmp_path: Path) -> None:
     ablate(folder, TEXTS, [ExpertKey("model", 0, 0)], cache=tmp_path / "kept")
     ablate(folder, TEXTS[:3], [ExpertKey("model", 0, 0)], cache=tmp_path / "kept")

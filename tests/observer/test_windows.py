@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, create_engine
 
 from observer.db.windows import AT_END, COUNTS, PER_USE, SUMS, Held, choose, make_room
-from tests.observer.test_db import ask
+from tests.observer.asking import ask
 from tests.observer.writing import write_run
 
 WINDOWS = "SELECT window_index, last_window, first_step, last_step, first_token, last_token FROM v_window ORDER BY 1"

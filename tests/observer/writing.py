@@ -1,4 +1,7 @@
-"""Write synthetic runs; as a script, one that its parent may kill: `writing.py DB` prints a line per transaction."""
+"""Write synthetic runs; as a script, one that its parent may kill: `writing.py DB` prints a line per transaction.
+
+The script does not close its run before its input ends, so that it can be killed before that, however fast it is.
+"""
 
 import sys
 from collections.abc import Container
@@ -68,6 +71,8 @@ def write_run(
             collector.emit(event)
     collector.close()
     if finish:
+        if tell:
+            sys.stdin.read()
         writer.finish("done")
         write_validation(engine, writer.run_id, [ValidationRow(**VALIDATED)])
         replayed = [WhatIfRow(phase="all", policy=policy, **REPLAYED) for policy in ("lru", "belady")]

@@ -10,7 +10,7 @@ import segmoe
 from segmoe.building import read_config
 from segmoe.checkpoint import INDEX, open_checkpoint
 from segmoe.errors import CheckpointError, Unsupported
-from segmoe.manifest import build_manifest
+from segmoe.locating import build_manifest
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 import segmoe
 from segmoe import contributions
 from segmoe.events import Event, Routed
-from segmoe.manifest import experts_modules
+from segmoe.modules import experts_modules
 from tests.families.sweep import build, run
 from tests.families.test_sweep import CLASSES, family
 

@@ -16,7 +16,7 @@ from segmoe.building import read_config
 from segmoe.checkpoint import open_checkpoint
 from segmoe.conversion import Recipe, Source
 from segmoe.errors import CheckpointError, Unsupported
-from segmoe.manifest import build_manifest
+from segmoe.locating import build_manifest
 from tests import tiny
 from tests.families.configs import Family
 from tests.families.sweep import EXACT, build, compare

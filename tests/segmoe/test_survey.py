@@ -18,6 +18,8 @@ def test_a_complete_checkpoint_says_so_with_its_sizes(qwen3: Path) -> None:
     assert found.non_expert_bytes == 4 * parameters
     assert found.is_complete and found.lines[-1] == "complete: 24 of 24"
     assert any("at least 12 experts" in line for line in found.lines)
+    assert any("all experts fit" in line for line in survey(qwen3, budget=24 * one.expert_bytes).lines)
+    assert not any("all experts fit" in line for line in survey(qwen3, budget=24 * one.expert_bytes - 1).lines)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
