@@ -73,7 +73,7 @@ def test_it_tells_what_a_segmented_model_tells() -> None:
         assert (x.step, x.component, x.layer, x.phase) == (y.step, y.component, y.layer, y.phase)
         for name in ("topk_ids", "topk_weights", "sequence", "position"):
             assert np.array_equal(getattr(x, name), getattr(y, name))
-        for name in ("c_norm", "h_dot_c", "h_norm", "sum_c_norm"):
+        for name in ("c_norm", "h_dot_c", "h_norm", "sum_unit_norm"):
             assert np.array_equal(getattr(x.contribution, name), getattr(y.contribution, name))
     for x, y in zip(one.of(StepDone), other.of(StepDone), strict=True):
         assert (x.step, x.phase, x.tokens, x.sequences) == (y.step, y.phase, y.tokens, y.sequences)
