@@ -1,6 +1,6 @@
 """What each capture level costs: a segmented model with a collector, told all or nothing in turn.
 
-    python -m tests.benchmarks.capture [FOLDER] [--prefill 6] [--decode 40] [--timed 10] [--seed 0]
+    python -m tests.benchmarks.capture [FOLDER] [--prefill 6] [--decode 150] [--timed 20] [--turn 1] [--seed 0]
 
 FOLDER is a checkpoint of real width (`python -m tests.benchmarks.wide FOLDER`); all experts are in memory, so that only
 the observer differs. It is measured in two ways.
@@ -10,9 +10,11 @@ an unobserved pass. What it does to the rest of the pass, such as emptying a pro
 of an expert's rows, which the model does anyway, is, since a method of ours stands in its way, and so is the clock.
 
 As a ratio: in a round every level and, twice, the unobserved model take a turn of the same tokens, in a random order: a
-prefill, or four passes of one token after it. A ratio is of one token in one round. What is told is the midmean of the
-ratios (without the lowest and the highest quarter) with a 90% bootstrap interval that draws rounds. "Unobserved again"
-has nothing that could cost, so it tells what the method makes of nothing. CPU time of the model's own thread is what
+prefill, or one token after it; or several, where the observer's thread is to work beside the next. A ratio is of one
+token in one round, to the geometric mean of the two unobserved ones. What is told is the midmean of the logarithms
+(without the lowest and the highest quarter) with a 90% bootstrap interval that draws rounds; the mean of noisy ratios
+would be above 1. "Unobserved again" is against the other and has nothing that could cost, so it tells what the method
+makes of nothing. CPU time of the model's own thread is what
 the observer takes from it; wall time also holds what it waits for; CPU time of the whole process also holds the
 observer's thread, which runs beside it where a core is free.
 """
@@ -41,7 +43,7 @@ from segmoe.embedded import MODEL
 from segmoe.events import CAPTURES, Phase
 from segmoe.runtime import Runtime
 
-PREFILL_TOKENS, DECODED = 256, 4
+PREFILL_TOKENS = 256
 WARM_ROUNDS = 2  # the first read the experts
 UNOBSERVED, AGAIN = "unobserved", "unobserved again"
 LEVELS = (AGAIN, *CAPTURES)
@@ -120,10 +122,10 @@ class Timer:
 
 
 class Bench:
-    """A model and its collector; a turn is a prefill of 256 random tokens, or four tokens decoded after it."""
+    """A model and its collector; a turn is a prefill of 256 random tokens, or tokens decoded after it."""
 
-    def __init__(self, model: Any, collector: Collector, phase: Phase, rng: np.random.Generator) -> None:
-        self.model, self.collector, self.phase, self.rng = model, collector, phase, rng
+    def __init__(self, model: Any, collector: Collector, phase: Phase, decoded: int, rng: np.random.Generator) -> None:
+        self.model, self.collector, self.phase, self.decoded, self.rng = model, collector, phase, decoded, rng
         self.past = model(input_ids=self.ids(PREFILL_TOKENS), use_cache=True).past_key_values
 
     def ids(self, tokens: int) -> torch.Tensor:
@@ -133,7 +135,7 @@ class Bench:
 
     def turn_ids(self) -> list[torch.Tensor]:
         """What the passes of a turn are given."""
-        return [self.ids(1) for _ in range(DECODED)] if self.phase == "decode" else [self.ids(PREFILL_TOKENS)]
+        return [self.ids(1) for _ in range(self.decoded)] if self.phase == "decode" else [self.ids(PREFILL_TOKENS)]
 
     def turn(self, level: str, turn_ids: list[torch.Tensor]) -> list[Spent]:
         """The passes of a turn at a level; they do not wait for the observer's thread, which ends in the last one."""
@@ -186,21 +188,22 @@ def midmean(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.sort(values, axis=-1)[..., number // 4 : number - number // 4].mean(axis=-1))
 
 
-def with_interval(ratios: np.ndarray, passes: int, rng: np.random.Generator) -> str:
-    """The midmean in percent above 1, and its 90% bootstrap interval; so many passes are of one round."""
-    by_round = ratios.reshape(-1, passes)
+def with_interval(logs: np.ndarray, passes: int, rng: np.random.Generator) -> str:
+    """The midmean of logarithms of ratios in percent above 1, and its 90% bootstrap interval, which draws rounds."""
+    by_round = logs.reshape(-1, passes)
     drawn = by_round[rng.integers(0, len(by_round), (2000, len(by_round)))].reshape(2000, -1)
-    low, high = np.percentile(midmean(drawn), (5, 95)) - 1
-    return f"{midmean(ratios) - 1:+.2%} [{low:+.2%}, {high:+.2%}]"
+    low, high = np.expm1(np.percentile(midmean(drawn), (5, 95)))
+    return f"{np.expm1(midmean(logs)):+.2%} [{low:+.2%}, {high:+.2%}]"
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=MODEL)
 @click.option("--prefill", default=6, show_default=True, help="Rounds of a prefill at each level; 0 for none.")
-@click.option("--decode", default=40, show_default=True, help="Rounds of four tokens at each level; 0 for none.")
-@click.option("--timed", default=10, show_default=True, help="Turns that are timed call by call.")
+@click.option("--decode", default=150, show_default=True, help="Rounds of decoding at each level; 0 for none.")
+@click.option("--turn", default=1, show_default=True, help="Tokens that are decoded one after the other.")
+@click.option("--timed", default=20, show_default=True, help="Turns that are timed call by call.")
 @click.option("--seed", default=0, show_default=True, help="Of ids, order and bootstrap.")
-def main(folder: Path, prefill: int, decode: int, timed: int, seed: int) -> None:
+def main(folder: Path, prefill: int, decode: int, turn: int, timed: int, seed: int) -> None:
     """Print how much more time passes take at each level than without a sink."""
     sizes = {key: part.nbytes for key, part in segmoe.load(folder).segmoe.manifest.experts.items()}
     collector = Collector(Observation(sizes, ["text"]))
@@ -213,14 +216,14 @@ def main(folder: Path, prefill: int, decode: int, timed: int, seed: int) -> None
         for phase, count in rounds.items():
             if count == 0:
                 continue
-            bench = Bench(model, collector, phase, rng)
+            bench = Bench(model, collector, phase, turn, rng)
             times, own = bench.rounds(count), bench.timed(timed)
-            base = (times[UNOBSERVED] + times[AGAIN]) / 2
+            base = np.sqrt(times[UNOBSERVED] * times[AGAIN])
             usual = float(np.median(base[:, 0]))
             for number, name in enumerate(LEVELS):
                 against = times[UNOBSERVED] if name == AGAIN else base
                 each = len(against) // count
-                cells = (with_interval(ratios, each, rng) for ratios in (times[name] / against).T)
+                cells = (with_interval(logs, each, rng) for logs in np.log(times[name] / against).T)
                 took = f"{phase}: {1e3 * usual:,.1f} ms" if number == 0 else ""
                 alone = float(np.median(own[name]))
                 table.add_row(took, name, f"{alone / usual:.2%} ({1e6 * alone:,.0f} us)", *cells)
@@ -229,7 +232,7 @@ def main(folder: Path, prefill: int, decode: int, timed: int, seed: int) -> None
     console.width = max(console.width, 150)
     console.print(table)
     console.print(
-        f"more than unobserved; midmeans of {prefill} passes of {PREFILL_TOKENS} tokens and {DECODED * decode} of one, "
+        f"more than unobserved; midmeans of {prefill} passes of {PREFILL_TOKENS} tokens and {turn * decode} of one, "
         f"90% intervals; medians of what was timed by itself; {torch.get_num_threads()} threads"
     )
 
