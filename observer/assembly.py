@@ -29,7 +29,7 @@ class LayerPicks(NamedTuple):
     weights: Array  # [rows, k]
     c_norm: Array  # [rows, k]
     impact: Array  # [rows, k]
-    sum_c_norm: Array  # [rows]
+    sum_unit_norm: Array  # [rows]
     is_contributing: bool  # contributions were captured
 
     def has_rows_of(self, other: LayerPicks) -> bool:
@@ -134,13 +134,15 @@ def _picks(layer: int, events: list[Routed]) -> LayerPicks:
     is_contributing = len(captured) == len(events)
     if is_contributing:
         c_norm = _joined([c.c_norm for c in captured])[rows].astype(np.float64)
-        sum_c_norm = _joined([c.sum_c_norm for c in captured])[rows].astype(np.float64)
+        sum_unit_norm = _joined([c.sum_unit_norm for c in captured])[rows].astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is sorted out by who reads it
             impact = _joined([c.impact() for c in captured])[rows]
     else:
         c_norm, impact = np.full((2, *weights.shape), np.nan)
-        sum_c_norm = np.full(len(weights), np.nan)
-    return LayerPicks(layer, sequence[rows], position[rows], ids, weights, c_norm, impact, sum_c_norm, is_contributing)
+        sum_unit_norm = np.full(len(weights), np.nan)
+    return LayerPicks(
+        layer, sequence[rows], position[rows], ids, weights, c_norm, impact, sum_unit_norm, is_contributing
+    )
 
 
 def _joined(parts: Sequence[NDArray[Number]]) -> NDArray[Number]:

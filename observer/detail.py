@@ -71,15 +71,12 @@ class Detail:
         starts = np.flatnonzero(np.diff(window, prepend=-1))
         number = np.array([self._rows[picks.layer] for picks in layers], dtype=np.intp)
         ids, weights = np.stack([p.ids[rows] for p in layers], 1), np.stack([p.weights[rows] for p in layers], 1)
-        c_square = np.stack([(p.c_norm[rows] ** 2).sum(axis=1) for p in layers], 1)
-        sum_c_norm = np.stack([p.sum_c_norm[rows] for p in layers], 1)
+        sum_unit_norm = np.stack([p.sum_unit_norm[rows] for p in layers], 1)
         nll = stretch.nll[rows]
         found = []
         for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
             part = slice(start, end)
-            scored = self.scorer.score(
-                Window(number, ids[part], weights[part], c_square[part], sum_c_norm[part], nll[part])
-            )
+            scored = self.scorer.score(Window(number, ids[part], weights[part], sum_unit_norm[part], nll[part]))
             found.append((*scored.scores, scored.salience))
         known = np.isfinite(nll)
         columns = np.array(found).T

@@ -164,7 +164,7 @@ class Attached:
             if current is None or output is None:
                 self._pass, self._inside = None, []
                 return
-            if is_predicting and self._is_told and self.capture != "off":
+            if is_predicting and self._is_told and self.capture != "off" and current.tokens.phase == "prefill":
                 call = passes.arguments(module, args, kwargs)
                 passes.read_predictions(current, call.get("input_ids"), getattr(output, "logits", None))
             self._inside.pop()

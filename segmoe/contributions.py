@@ -129,11 +129,12 @@ def _few_or_measured(vectors: torch.Tensor, order: torch.Tensor) -> Contribution
 def measured(x: torch.Tensor, order: torch.Tensor | None = None) -> Contribution:
     """Take all products of each row's X = [c_1 .. c_k, h] at once; x is [rows, k + 1, hidden], or vectors in an order.
 
-    G = X X^T in float32 holds |c|^2 on its diagonal and h.c in its last column; |sum of c|^2 is the sum of the rest.
+    G = X X^T in float32 holds |c|^2 on its diagonal and h.c in its last column; with u = 1 / |c|, |sum of c / |c||^2 is
+    u G u over the picks.
 
     >>> found = measured(torch.tensor([[[3.0, 4.0], [-3.0, 0.0], [1.0, 1.0]]]))
-    >>> found.c_norm.tolist(), found.h_dot_c.tolist(), found.sum_c_norm.tolist()
-    ([[5.0, 3.0]], [[7.0, -3.0]], [4.0])
+    >>> found.c_norm.tolist(), found.h_dot_c.tolist(), round(float(found.sum_unit_norm[0]), 3)
+    ([[5.0, 3.0]], [[7.0, -3.0]], 0.894)
     """
     rows, picks = x.shape[:2] if order is None else order.shape
     chunk = max(1, CHUNK_NUMBERS // (picks * x.shape[-1]))
@@ -147,9 +148,10 @@ def measured(x: torch.Tensor, order: torch.Tensor | None = None) -> Contribution
         products.append(torch.bmm(few, few.transpose(1, 2)))
     g = (products[0] if len(products) == 1 else torch.cat(products)).cpu().numpy()
     norms = np.sqrt(np.einsum("rii->ri", g))
+    u = np.divide(1.0, norms[:, :-1], out=np.zeros_like(norms[:, :-1]), where=norms[:, :-1] > 0)
     return Contribution(
         c_norm=norms[:, :-1],
         h_dot_c=g[:, :-1, -1].copy(),  # a view would keep all products
         h_norm=norms[:, -1],
-        sum_c_norm=np.sqrt(np.maximum(g[:, :-1, :-1].sum(axis=(1, 2)), 0.0)),
+        sum_unit_norm=np.sqrt(np.maximum(np.einsum("ri,rij,rj->r", u, g[:, :-1, :-1], u), 0.0)),
     )

@@ -35,7 +35,7 @@ class Contribution:
     c_norm: NDArray[np.float32]  # [rows, k] |c|
     h_dot_c: NDArray[np.float32]  # [rows, k] h.c
     h_norm: NDArray[np.float32]  # [rows] |h|
-    sum_c_norm: NDArray[np.float32]  # [rows] |sum over k of c|
+    sum_unit_norm: NDArray[np.float32]  # [rows] |sum over k of c / |c||; c / |c| is 0 where c is
 
     def __getitem__(self, rows: slice) -> Contribution:
         """Some of its rows, without a copy."""
@@ -43,7 +43,7 @@ class Contribution:
             c_norm=self.c_norm[rows],
             h_dot_c=self.h_dot_c[rows],
             h_norm=self.h_norm[rows],
-            sum_c_norm=self.sum_c_norm[rows],
+            sum_unit_norm=self.sum_unit_norm[rows],
         )
 
     def impact(self) -> NDArray[np.float64]:
@@ -52,7 +52,7 @@ class Contribution:
         Taken through the sine, sin^2 / (1 + cos), because 1 - cos loses its digits where c is small.
 
         >>> one = np.ones((1, 1), np.float32)
-        >>> right_angle = Contribution(c_norm=one, h_dot_c=0 * one, h_norm=one[0], sum_c_norm=one[0])
+        >>> right_angle = Contribution(c_norm=one, h_dot_c=0 * one, h_norm=one[0], sum_unit_norm=one[0])
         >>> round(float(right_angle.impact()[0, 0]), 4)  # h = (1, 0), c = (0, 1): an angle of 45 degrees
         0.2929
         """

@@ -105,18 +105,24 @@ def step_done(current: Pass, step: int, counters: Counters) -> StepDone:
         current.tell()
     spent = counters.since(current.counters)
     phase, sequence, position = current.tokens
-    real = position >= 0
-    unknown = np.full(len(position), np.nan, np.float32)
+    if len(position) == 1:
+        tokens = sequences = int(position[0] >= 0)
+    else:
+        real = position >= 0
+        tokens, sequences = int(real.sum()), int(np.count_nonzero(np.bincount(sequence[real])))
+    nll, entropy = current.nll, current.entropy
+    if nll is None or entropy is None:
+        nll = entropy = np.full(len(position), np.nan, np.float32)
     return StepDone(
         step=step,
         component=current.component,
         phase=phase,
-        tokens=int(real.sum()),
-        sequences=int(np.count_nonzero(np.bincount(sequence[real]))),
+        tokens=tokens,
+        sequences=sequences,
         sequence=sequence,
         position=position,
-        nll=unknown if current.nll is None else current.nll,
-        entropy=unknown if current.entropy is None else current.entropy,
+        nll=nll,
+        entropy=entropy,
         wall_ns=time.perf_counter_ns() - current.began_ns,
         hits=spent.hits,
         misses=spent.misses,

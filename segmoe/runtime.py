@@ -201,7 +201,7 @@ class Runtime:
             if output is None:  # the forward raised: nothing was predicted
                 self._end_pass()
                 return
-            if self.is_capturing and is_predicting:
+            if self.is_capturing and is_predicting and current.tokens.phase == "prefill":  # a single token has no next
                 call = passes.arguments(module, args, kwargs)
                 passes.read_predictions(current, call.get("input_ids"), getattr(output, "logits", None))
             self._inside.pop()
@@ -220,7 +220,7 @@ class Runtime:
         self._one_thread.leave()
 
     def _step_done(self, current: passes.Pass) -> None:
-        if self._sink is not None:
+        if self._sink is not None and not self._is_paused:
             self.emit(passes.step_done(current, self.cache.step, self.cache.counters))
 
 

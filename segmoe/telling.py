@@ -52,11 +52,12 @@ def events(picks: Sequence[Picks], capture: Capture) -> Iterator[Routed | Counte
     """The events of picks at a capture level, in their order."""
     for _, found in groupby(picks, _likeness):
         alike = list(found)
-        ids = torch.stack([one.topk_ids for one in alike]).cpu().numpy().astype(np.int16)
+        ids = torch.stack([one.topk_ids for one in alike]).cpu().numpy()
         weights = torch.stack([one.topk_weights for one in alike]).float().cpu().numpy()
         if capture == "counts":
             yield from _counted(alike, ids, weights)
         else:
+            ids = ids.astype(np.int16)
             contributed = _contributions(alike)
             for number, one in enumerate(alike):
                 yield Routed(
@@ -88,17 +89,15 @@ def _contributions(alike: Sequence[Picks]) -> list[Contribution | None]:
     return [together[number * rows : (number + 1) * rows] for number in range(len(alike))]
 
 
-def _counted(alike: Sequence[Picks], ids: NDArray[np.int16], weights: NDArray[np.float32]) -> Iterator[Counted]:
+def _counted(alike: Sequence[Picks], ids: NDArray[np.int64], weights: NDArray[np.float32]) -> Iterator[Counted]:
     """Count each sequence's picks of each expert in layers of the same tokens, without padding."""
     tokens, experts, layers = alike[0].tokens, alike[0].place.num_experts, len(alike)
-    real = tokens.position >= 0
-    sequences = int(tokens.sequence.max(initial=-1)) + 1
-    shape = (layers, sequences, experts)
-    row = np.arange(layers)[:, None] * sequences + tokens.sequence[real]
-    cell = (row[..., None] * experts + ids[:, real]).ravel()
-    size = layers * sequences * experts
-    uses = np.bincount(cell, minlength=size).astype(np.int32).reshape(shape)
-    sums = np.bincount(cell, weights[:, real].ravel(), size).astype(np.float32).reshape(shape)
+    if len(tokens.position) == 1 and tokens.position[0] >= 0:  # decoding one text: no two picks are of one expert
+        uses, sums = np.zeros((layers, 1, experts), np.int32), np.zeros((layers, 1, experts), np.float32)
+        picked = np.arange(layers)[:, None], 0, ids[:, 0]
+        uses[picked], sums[picked] = 1, weights[:, 0]
+    else:
+        uses, sums = _sums(tokens, experts, ids, weights)
     for number, one in enumerate(alike):
         yield Counted(
             step=one.step,
@@ -108,3 +107,16 @@ def _counted(alike: Sequence[Picks], ids: NDArray[np.int16], weights: NDArray[np
             uses=uses[number],
             weights=sums[number],
         )
+
+
+def _sums(
+    tokens: Tokens, experts: int, ids: NDArray[np.int64], weights: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Picks and sum of their weights, both [layers, sequences, experts]; ids and weights are [layers, rows, k]."""
+    real = tokens.position >= 0
+    layers, sequences = len(ids), int(tokens.sequence.max(initial=-1)) + 1
+    shape, size = (layers, sequences, experts), layers * sequences * experts
+    row = np.arange(layers)[:, None] * sequences + tokens.sequence[real]
+    cell = (row[..., None] * experts + ids[:, real]).ravel()
+    uses = np.bincount(cell, minlength=size).astype(np.int32).reshape(shape)
+    return uses, np.bincount(cell, weights[:, real].ravel(), size).astype(np.float32).reshape(shape)

@@ -7,14 +7,19 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
+import segmoe
+from segmoe.embedded import MODEL
+from segmoe.events import Event, Routed
 from segmoe.survey import survey
 from tests.benchmarks import hub, mapping, memory, residency, wide
 from tests.benchmarks.contender import Contender, DiedError
+from tests.benchmarks.interventions import interventions
 from tests.benchmarks.memory import NoCapError, Peak, hard_cap, read_rate, resident
 
 
@@ -113,3 +118,43 @@ def test_the_ways_of_bringing_an_expert_are_told_apart(small: Path, monkeypatch:
     assert outcome.exit_code == 0
     assert "5 experts" in outcome.output
     assert all(way in outcome.output for way in ("buffered", "copied", "mapped"))
+
+
+class Recording:
+    """A sink that keeps what was picked."""
+
+    def __init__(self) -> None:
+        self.routed: list[Routed] = []
+
+    def emit(self, event: Event, /) -> None:
+        if isinstance(event, Routed):
+            self.routed.append(event)
+
+
+def test_an_intervention_changes_what_is_heard_and_nothing_that_is_computed() -> None:
+    sink = Recording()
+    model = segmoe.load(MODEL, sink=sink, capture="contribution")
+    ids = torch.randint(5, 4000, (1, 64), generator=torch.Generator().manual_seed(1))
+
+    def heard() -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
+        sink.routed = []
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits
+        picks, weights = ([getattr(one, name) for one in sink.routed] for name in ("topk_ids", "topk_weights"))
+        units = [one.contribution.sum_unit_norm for one in sink.routed]
+        return logits, np.stack(picks, 1), np.stack(weights, 1), np.stack(units, 1)
+
+    logits, *before = heard()
+    other = before[0][::-1].copy()
+    for name, intervention in interventions(model, ids[0].tolist(), other, 32, np.random.default_rng(0)).items():
+        with intervention():
+            now, *after = heard()
+        assert torch.equal(now, logits) != name.startswith("next token"), name
+        wanted = {"picks": "0", "partners": "0", "weights": "1", "outputs": "2", "first": "2"}.get(name.split()[0], "")
+        changed = {str(n) for n, (a, b) in enumerate(zip(before, after, strict=True)) if not np.array_equal(a, b)}
+        assert changed - {"2"} == set(wanted) - {"2"}, name
+        if "in name" in name or wanted == "2":
+            assert ("2" in changed) == (wanted == "2"), name
+        assert all(np.array_equal(a[:32], b[:32]) for a, b in zip(before, after, strict=True)), name
+    again, *after = heard()
+    assert torch.equal(again, logits) and all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))

@@ -15,7 +15,7 @@ def arousal(window: Window, experts: int) -> Raw:
     the other experts, so it is the indecision among the picks. NaN where a token has one expert only.
 
     >>> ids, one = np.array([[[0, 1]]]), np.ones((1, 1))
-    >>> def window(*w): return Window(np.arange(1), ids, np.array([[w]]), one, one, one[0])
+    >>> def window(*w): return Window(np.arange(1), ids, np.array([[w]]), one, one[0])
     >>> arousal(window(0.5, 0.5), 2).value, round(arousal(window(0.9, 0.1), 2).value, 3)
     (1.0, 0.469)
     """

@@ -20,7 +20,7 @@ class Novelty:
     >>> n = Novelty.zeros(1, 3)
     >>> def window(i, j):
     ...     ids, one = np.array([[[i, j]]]), np.ones((1, 1))
-    ...     return Window(np.arange(1), ids, np.ones((1, 1, 2)), one, one, one[0])
+    ...     return Window(np.arange(1), ids, np.ones((1, 1, 2)), one, one[0])
     >>> for _ in range(3): n.learn(window(0, 1))
     >>> n.raw(window(1, 0)).value, n.raw(window(0, 2)).value
     (0.5, 1.0)

@@ -11,7 +11,7 @@ def mean_nll(window: Window, experts: int) -> Raw:
     """Mean next-token NLL of the window's tokens, nats; NaN where no next token is known.
 
     >>> one = np.ones((2, 1))
-    >>> w = Window(np.arange(1), np.array([[[0]], [[1]]]), one[..., None], one, one, np.array([2.0, np.nan]))
+    >>> w = Window(np.arange(1), np.array([[[0]], [[1]]]), one[..., None], one, np.array([2.0, np.nan]))
     >>> found = mean_nll(w, 2)
     >>> found.value, found.own.tolist()
     (2.0, [[2.0, 0.0]])

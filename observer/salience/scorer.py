@@ -17,8 +17,11 @@ from observer.salience.surprise import Surprise
 from observer.salience.windows import Raw, Window
 from observer.stats.base import Array, ratio
 
-DEFINITION_VERSION = 2
-"""Stands in every row; a change of a formula or of a constant is a new version. The second has another conflict."""
+DEFINITION_VERSION = 3
+"""Stands in every row; a change of a formula or of a constant is a new version.
+
+The second has another conflict than the first, the third another conflict and another surprise.
+"""
 
 DIMENSIONS = ("surprise", "novelty", "arousal", "reward", "conflict")
 REWARD = DIMENSIONS.index("reward")

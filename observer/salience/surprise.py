@@ -17,14 +17,16 @@ RATE = 0.08
 class Surprise:
     """Mean over layers of JSD2(k || q) in bits, 0..1.
 
-    k [layer, expert] is the window's mean routing weight, scaled to sum to 1, and q its exponentially weighted mean
-    over the windows before. JSD2(k || q) = sum over experts of (k log2(k / m) + q log2(q / m)) / 2 with m = (k + q) / 2
-    (Lin 1991). No term is negative; an expert's own figure is its term times the number of experts.
+    k [layer, expert] is how the window's picks were spread over the experts and q its exponentially weighted mean over
+    the windows before. A token's pick of rank r, the first by weight having 1, counts 1 / r, all of a layer together 1.
+    With the weights themselves, as version 2 had it, a router that is merely more decided was surprising.
+    JSD2(k || q) = sum over experts of (k log2(k / m) + q log2(q / m)) / 2 with m = (k + q) / 2 (Lin 1991). No term is
+    negative; an expert's own figure is its term times the number of experts.
 
     >>> s = Surprise.zeros(1, 2)
     >>> def window(expert):
     ...     ids, one = np.full((2, 1, 1), expert), np.ones((2, 1))
-    ...     return Window(np.arange(1), ids, one[..., None], one, one, one[:, 0])
+    ...     return Window(np.arange(1), ids, one[..., None], one, one[:, 0])
     >>> s.learn(window(0))
     >>> [round(s.raw(window(expert)).value, 9) for expert in (0, 1)], s.raw(window(1)).own.round(9).tolist()
     ([0.0, 1.0], [[1.0, 1.0]])
@@ -56,10 +58,16 @@ class Surprise:
 
 
 def routing(window: Window, experts: int) -> Array:
-    """Mean routing weight of a window, [layers, expert], scaled to sum to 1 over the experts."""
+    """How a window's picks were spread, [layers, expert], sums to 1 over the experts.
+
+    >>> one = np.ones((1, 1))
+    >>> routing(Window(np.arange(1), np.array([[[2, 0]]]), np.array([[[0.4, 0.6]]]), one, one[0]), 3).round(3).tolist()
+    [[0.667, 0.0, 0.333]]
+    """
     layers = window.ids.shape[1]
+    rank = (-window.weights).argsort(axis=2, kind="stable").argsort(axis=2) + 1
     cell = (np.arange(layers)[:, None] * experts + window.ids).ravel()
-    mass: Array = np.bincount(cell, window.weights.ravel(), layers * experts).astype(np.float64)
+    mass: Array = np.bincount(cell, (1.0 / rank).ravel(), layers * experts).astype(np.float64)
     mass = mass.reshape(layers, experts)
     return ratio(mass, mass.sum(axis=1, keepdims=True))
 

@@ -15,8 +15,7 @@ class Window(NamedTuple):
     layers: Index  # [layers] row of the [layer, expert] arrays
     ids: Index  # [tokens, layers, k]
     weights: Array  # [tokens, layers, k] routing weight w
-    c_square: Array  # [tokens, layers] sum over k of |c|^2; NaN where it is not known
-    sum_c_norm: Array  # [tokens, layers] |sum over k of c|
+    sum_unit_norm: Array  # [tokens, layers] |sum over k of c / |c||; NaN where it is not known
     nll: Array  # [tokens] of the next token in nats; NaN where it is not known
 
 
@@ -33,7 +32,7 @@ def own_means(window: Window, per_token: Array, experts: int) -> tuple[Array, Ar
 
     >>> ids = np.array([[[0, 1]], [[0, 2]]])
     >>> one = np.ones((2, 1, 2))
-    >>> w = Window(np.arange(1), ids, one, one[..., 0], one[..., 0], np.ones(2))
+    >>> w = Window(np.arange(1), ids, one, one[..., 0], np.ones(2))
     >>> [x.tolist() for x in own_means(w, np.array([[1.0], [3.0]]), experts=3)]
     [[[2.0, 1.0, 3.0]], [[2.0, 1.0, 1.0]]]
     """

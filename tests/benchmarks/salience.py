@@ -2,17 +2,21 @@
 
     python -m tests.benchmarks.salience [--sequences 24]
 
-An observer reads three of the four domains for a while, then sequences of 256 tokens of one of them, the second half of
-which is left as it is or changed; or, for "its own text", whole sequences of another domain, in which nothing changes
-midway. Each sequence starts from the same state of the observer. AUC is the probability that a changed window scores
-higher than the unchanged one at its place: 0.5 is no response, below 0.5 is a lower score. Intervals (90%) resample
-sequences. The second table tells how alike two dimensions are where nothing changes: Spearman over unchanged windows.
+An observer reads three of the four domains for a while, then sequences of 256 tokens of one of them. In the first table
+the second half of the text is changed, or, for "its own text", the whole sequence is of another domain, in which
+nothing changes midway. In the second the text stays and the model, or what is heard of it, is changed at one place
+(interventions.py). What each dimension must do is in expectations.py; each cell tells whether it does.
+
+Each sequence starts from the same state of the observer. AUC is the probability that a changed window scores higher
+than the unchanged one at its place: 0.5 is no response, below 0.5 is a lower score. Intervals (90%) resample sequences.
+The third table tells how alike two dimensions are where nothing changes: Spearman over unchanged windows.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -28,7 +32,9 @@ import segmoe
 from observer.observation import Observation, TextRef
 from observer.salience import DIMENSIONS
 from segmoe.embedded import CORPUS, MODEL, VALIDATION
-from segmoe.events import Event
+from segmoe.events import Event, Routed
+from tests.benchmarks.expectations import INTERVENTIONS, TEXTS, Expected, verdict
+from tests.benchmarks.interventions import interventions
 
 TOKENS, CHANGED = 256, 128  # of a sequence; from here on it is changed
 WARM_SEQUENCES = 24  # of each known domain, before
@@ -53,8 +59,11 @@ class Listener:
         self.observation = Observation(sizes, DOMAINS, window_tokens=10**9)
         self.model = segmoe.load(MODEL, sink=self, capture="contribution")
         self._texts = 0
+        self._picks: list[np.ndarray] = []
 
     def emit(self, event: Event, /) -> None:
+        if isinstance(event, Routed):
+            self._picks.append(event.topk_ids)
         self.observation.take(event)
 
     @property
@@ -65,10 +74,15 @@ class Listener:
         """Five scores and their mean of each 32-token window, [window, 6]."""
         self.observation.begin([TextRef(self._texts, DOMAINS[0])], evidence=True)
         self._texts += 1
+        self._picks = []
         with torch.inference_mode():
             self.model(input_ids=torch.tensor([ids]), use_cache=False)
         (rows,) = self.observation.take_salience()
         return np.stack([getattr(rows, name) for name in NAMES], axis=1)
+
+    def picks(self) -> np.ndarray:
+        """The experts that the last sequence's tokens picked, [tokens, layers, k]."""
+        return np.stack(self._picks, axis=1)
 
 
 def read_sequences(tokenizer: Any) -> dict[str, Sequences]:
@@ -140,6 +154,12 @@ def responses(listener: Listener, count: int) -> Iterator[tuple[str, np.ndarray,
             for name, changed in conditions(sequences, ids, known, unseen, index, rng).items():
                 listener.scorer.restore(state)
                 yield name, unchanged, listener.scores(changed)[windows]
+                if name == "known domain, its own text":
+                    other = listener.picks()
+            for name, intervention in interventions(listener.model, ids, other, CHANGED, rng).items():
+                listener.scorer.restore(state)
+                with intervention():
+                    yield name, unchanged, listener.scores(ids)[windows]
 
 
 def auc(unchanged: np.ndarray, changed: np.ndarray) -> float:
@@ -163,28 +183,46 @@ def with_interval(pairs: list[tuple[np.ndarray, np.ndarray]], column: int, sampl
     return (of(np.arange(len(pairs))), *np.percentile(drawn, (5, 95)))
 
 
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+
+
+def table(title: str, found: dict[str, Pairs], expected: dict[str, Expected]) -> tuple[Table, Counter[str]]:
+    """AUC by row and dimension with what was expected of it, and how many cells agree."""
+    result, verdicts = Table(title, *NAMES), Counter[str]()
+    for name, wanted in expected.items():
+        cells = []
+        for column, sign in enumerate(wanted.signs + " "):
+            value, low, high = with_interval(found[name], column)
+            says = verdict(sign, low, high)
+            verdicts[says] += 1
+            cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}] {sign} {says}".rstrip())
+        result.add_row(name, *cells)
+    return result, verdicts
+
+
 @click.command()
 @click.option("--sequences", default=24, show_default=True, help="Sequences of each domain.")
 def main(sequences: int) -> None:
     """Print AUC by condition and dimension, and how far novelty tells unseen from merely different."""
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    found: dict[str, Pairs] = {}
     for name, unchanged, changed in responses(Listener(), sequences):
         found.setdefault(name, []).append((unchanged, changed))
     for own in ("", ", its own text"):
         both = zip(found[f"known domain{own}"], found[f"unseen domain{own}"], strict=True)
         found[f"unseen against known domain{own}"] = [(known, unseen) for (_, known), (_, unseen) in both]
-    table = Table("second half", *NAMES)
-    for name, pairs in found.items():
-        cells = (with_interval(pairs, column) for column in range(len(NAMES)))
-        table.add_row(name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in cells))
     console = Console()
-    console.width = max(console.width, 150)
-    console.print(table)
+    console.width = max(console.width, 190)
+    for title, expected in (("the text", TEXTS), ("the same text", INTERVENTIONS)):
+        rows, verdicts = table(title, found, expected)
+        console.print(rows)
+        console.print(f"as expected {verdicts['yes']}, not {verdicts['no']}, open {verdicts['open']} of its cells\n")
     unchanged = np.concatenate([before for before, _ in found["shuffled"]])
     alike = Table("unchanged", *DIMENSIONS)
     for name, row in zip(DIMENSIONS, spearmanr(unchanged[:, : len(DIMENSIONS)]).statistic, strict=True):
         alike.add_row(name, *(f"{rho:.2f}" for rho in row))
     console.print(alike)
+    for name, wanted in (TEXTS | INTERVENTIONS).items():
+        console.print(f"{name}: {wanted.signs} {wanted.why}")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def routed(
             c_norm=c_norm,
             h_dot_c=(cosine * c_norm * h_norm[:, None]).astype(np.float32),
             h_norm=h_norm,
-            sum_c_norm=c_norm.sum(axis=1),
+            sum_unit_norm=c_norm.sum(axis=1) / c_norm.max(axis=1),
         ),
     )
 

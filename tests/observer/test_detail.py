@@ -46,7 +46,7 @@ def decoded(batch: Batch) -> Batch:
                         c_norm=c.c_norm[rows],
                         h_dot_c=c.h_dot_c[rows],
                         h_norm=c.h_norm[rows],
-                        sum_c_norm=c.sum_c_norm[rows],
+                        sum_unit_norm=c.sum_unit_norm[rows],
                     ),
                 )
             )

@@ -37,7 +37,7 @@ def compacted(event: Routed) -> Routed:
         sequence=event.sequence[real],
         position=event.position[real],
         contribution=Contribution(
-            c_norm=c.c_norm[real], h_dot_c=c.h_dot_c[real], h_norm=c.h_norm[real], sum_c_norm=c.sum_c_norm[real]
+            c_norm=c.c_norm[real], h_dot_c=c.h_dot_c[real], h_norm=c.h_norm[real], sum_unit_norm=c.sum_unit_norm[real]
         ),
     )
 

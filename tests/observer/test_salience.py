@@ -1,9 +1,11 @@
 """The five dimensions against their formulas written out token by token, and what each must respond to."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
 
 from observer.salience import DIMENSIONS, Scorer, Window
 from observer.salience.arousal import arousal
@@ -12,6 +14,7 @@ from observer.salience.conflict import conflict
 from observer.salience.novelty import Novelty
 from observer.salience.reward import mean_nll
 from observer.salience.surprise import Surprise
+from segmoe.contributions import measured
 
 LAYERS, EXPERTS, K = 2, 8, 3
 
@@ -23,18 +26,19 @@ def window(rng: np.random.Generator, *, among: list[int] | None = None, tokens: 
         layers=np.arange(LAYERS),
         ids=ids,
         weights=rng.dirichlet(np.ones(K), size=(tokens, LAYERS)),
-        c_square=rng.uniform(2, 3, (tokens, LAYERS)),
-        sum_c_norm=rng.uniform(0.5, 2, (tokens, LAYERS)),
+        sum_unit_norm=rng.uniform(0.5, 2, (tokens, LAYERS)),
         nll=rng.uniform(1, 5, tokens),
     )
 
 
-def mean_weights(w: Window) -> list[list[float]]:
+def spread(w: Window) -> list[list[float]]:
     result = [[0.0] * EXPERTS for _ in range(LAYERS)]
+    whole = sum(1 / rank for rank in range(1, K + 1)) * len(w.ids)
     for token, layers in enumerate(w.ids.tolist()):
         for layer, experts in enumerate(layers):
-            for place, expert in enumerate(experts):
-                result[layer][expert] += float(w.weights[token, layer, place]) / len(w.ids)
+            by_weight = sorted(experts, key=lambda e: -w.weights[token, layer, experts.index(e)])
+            for rank, expert in enumerate(by_weight, start=1):
+                result[layer][expert] += 1 / rank / whole
     return result
 
 
@@ -45,7 +49,7 @@ def test_surprise_is_the_divergence_of_scipy_from_the_running_mean() -> None:
     surprise, q, bias = Surprise.zeros(LAYERS, EXPERTS), np.zeros((LAYERS, EXPERTS)), 0.0
     for number in range(20):
         w = window(rng)
-        k = np.array(mean_weights(w))
+        k = np.array(spread(w))
         if number:
             wanted = np.mean([jensenshannon(a, b, base=2) ** 2 for a, b in zip(k, q / bias, strict=True)])
             found = surprise.raw(w)
@@ -53,6 +57,17 @@ def test_surprise_is_the_divergence_of_scipy_from_the_running_mean() -> None:
             assert found.own.mean() == pytest.approx(wanted) and (found.own >= 0).all()
         surprise.learn(w)
         q, bias = 0.92 * q + 0.08 * k, 0.92 * bias + 0.08
+
+
+def test_a_router_that_is_more_decided_about_the_same_picks_is_no_surprise() -> None:
+    rng = np.random.default_rng(11)
+    surprise = Surprise.zeros(LAYERS, EXPERTS)
+    for _ in range(5):
+        surprise.learn(window(rng))
+    w = window(rng)
+    decided = w.weights**3 / (w.weights**3).sum(axis=2, keepdims=True)
+    assert arousal(w._replace(weights=decided), EXPERTS).value < 0.8 * arousal(w, EXPERTS).value
+    assert surprise.raw(w._replace(weights=decided)).value == surprise.raw(w).value
 
 
 def test_novelty_counts_every_pair_of_every_token() -> None:
@@ -80,7 +95,7 @@ def test_arousal_reward_and_conflict_equal_their_formulas() -> None:
     w = window(np.random.default_rng(3))
     entropies = [[-sum(p * math.log(p) for p in ps) / math.log(K) for ps in layers] for layers in w.weights.tolist()]
     assert arousal(w, EXPERTS).value == pytest.approx(np.mean(entropies))
-    apart = 1 - w.sum_c_norm**2 / (K * w.c_square)
+    apart = 1 - w.sum_unit_norm**2 / K**2
     found = conflict(w, EXPERTS)
     assert found.value == pytest.approx(apart.mean())
     uses = (w.ids[:, 0] == 5).any(axis=1)
@@ -89,22 +104,24 @@ def test_arousal_reward_and_conflict_equal_their_formulas() -> None:
 
 
 def test_conflict_is_about_directions_and_arousal_about_weights() -> None:
-    right_angles = np.broadcast_to(np.eye(K), (32, LAYERS, K, K))
-    opposed = right_angles.copy()
-    opposed[:, :, 1] = -opposed[:, :, 0]
+    sure, unsure = [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]
+    alike = np.array([[1.0, 0.5, 0.0], [1.0, 0.0, 0.5], [0.5, 1.0, 0.0]])
+    opposed = alike * [[1], [-1], [1]]
 
     def scored(outputs: np.ndarray, weights: list[float]) -> tuple[float, float]:
-        w = window(np.random.default_rng(13))._replace(weights=np.broadcast_to(weights, (32, LAYERS, K)))
-        c = outputs * w.weights[..., None]
-        square, total = (c**2).sum(axis=(2, 3)), np.linalg.norm(c.sum(axis=2), axis=-1)
-        w = w._replace(c_square=square, sum_c_norm=total)
+        c = torch.from_numpy(np.concatenate((outputs * np.array(weights)[:, None], np.ones((1, 3)))))[None]
+        unit = np.broadcast_to(measured(c).sum_unit_norm, (32, LAYERS))
+        w = window(np.random.default_rng(13))._replace(
+            weights=np.broadcast_to(weights, (32, LAYERS, K)), sum_unit_norm=unit
+        )
         return arousal(w, EXPERTS).value, conflict(w, EXPERTS).value
 
-    sure, unsure = [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]
-    assert scored(right_angles, sure)[1] == pytest.approx(1 - 1 / K) == pytest.approx(scored(right_angles, unsure)[1])
-    assert scored(right_angles, unsure)[0] > 2 * scored(right_angles, sure)[0]
-    assert scored(opposed, unsure)[0] == scored(right_angles, unsure)[0]
-    assert scored(opposed, unsure)[1] > scored(right_angles, unsure)[1] + 0.05
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.combinations(alike, 2)]
+    assert scored(alike, sure)[1] == pytest.approx((1 - 1 / K) * (1 - np.mean(cosines)))
+    assert scored(alike, sure)[1] == pytest.approx(scored(alike, unsure)[1])
+    assert scored(alike, unsure)[0] > 2 * scored(alike, sure)[0]
+    assert scored(opposed, unsure)[0] == scored(alike, unsure)[0]
+    assert scored(opposed, unsure)[1] > scored(alike, unsure)[1] + 0.4
 
 
 def test_the_calibration_is_the_weighted_mean_and_deviation_of_all_it_saw() -> None:
@@ -124,7 +141,7 @@ def test_what_is_not_known_counts_as_usual() -> None:
     usual = 1 / (1 + math.e)
     for _ in range(5):
         w = window(rng)
-        blind = w._replace(c_square=np.full_like(w.c_square, np.nan), nll=np.full_like(w.nll, np.nan))
+        blind = w._replace(sum_unit_norm=np.full_like(w.sum_unit_norm, np.nan), nll=np.full_like(w.nll, np.nan))
         found = dict(zip(DIMENSIONS, scorer.score(blind).scores, strict=True))
         assert found["reward"] == 0.5 and found["conflict"] == pytest.approx(usual)
 

@@ -33,11 +33,12 @@ def stock(implementation: str = "eager") -> Any:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype="auto", experts_implementation=implementation).eval()
 
 
-def run(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def run(model: Any, texts: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = IDS[:texts], MASK[:texts]
     with torch.no_grad():
-        logits = model(input_ids=IDS, attention_mask=MASK).logits
+        logits = model(input_ids=ids, attention_mask=mask).logits
         torch.manual_seed(2)
-        tokens = model.generate(input_ids=IDS, attention_mask=MASK, max_new_tokens=6, do_sample=True, pad_token_id=0)
+        tokens = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=True, pad_token_id=0)
     return logits, tokens
 
 
@@ -72,7 +73,7 @@ def test_it_tells_what_a_segmented_model_tells() -> None:
         assert (x.step, x.component, x.layer, x.phase) == (y.step, y.component, y.layer, y.phase)
         for name in ("topk_ids", "topk_weights", "sequence", "position"):
             assert np.array_equal(getattr(x, name), getattr(y, name))
-        for name in ("c_norm", "h_dot_c", "h_norm", "sum_c_norm"):
+        for name in ("c_norm", "h_dot_c", "h_norm", "sum_unit_norm"):
             assert np.array_equal(getattr(x.contribution, name), getattr(y.contribution, name))
     for x, y in zip(one.of(StepDone), other.of(StepDone), strict=True):
         assert (x.step, x.phase, x.tokens, x.sequences) == (y.step, y.phase, y.tokens, y.sequences)
@@ -93,11 +94,12 @@ def test_other_implementations_show_the_same_contributions(implementation: str) 
         np.testing.assert_allclose(x.contribution.impact()[real], y.contribution.impact()[real], rtol=1e-3, atol=1e-6)
 
 
-def test_counts_are_the_sums_of_routing_without_padding() -> None:
+@pytest.mark.parametrize("texts", [3, 1])
+def test_counts_are_the_sums_of_routing_without_padding(texts: int) -> None:
     model, counts, routing = stock(), Recording(), Recording()
     for capture, sink in (("counts", counts), ("routing", routing)):
         with segmoe.attach(model, sink, capture=capture):
-            run(model)
+            run(model, texts)
     assert not counts.of(Routed) and not routing.of(Counted)
     for c, r in zip(counts.of(Counted), routing.of(Routed), strict=True):
         assert (c.step, c.component, c.layer, c.phase) == (r.step, r.component, r.layer, r.phase)
