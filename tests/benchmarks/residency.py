@@ -8,8 +8,9 @@ with a KV cache, so that routing varies from step to step as no repeated text do
 
 warm     all files in the page cache: stock transformers wholly in memory (eager, batched_mm, grouped_mm) and segmoe
          with 16 experts, 10, 25, 50 and 100% of them
-cold     the kernel forgets the files before each pass. The bound is what reading the missed experts at the disk's
-         measured rate takes, or what the in-memory model's pass takes, whichever is longer: perfect overlap
+cold     in memory that just holds the budget, and the kernel forgets the files before each pass. The bound is what
+         reading the missed experts at the disk's measured rate takes, or what the in-memory model's pass takes,
+         whichever is longer: perfect overlap
 capped   a memory cgroup around the process, page cache included, which is what a small machine is: accelerate's
          offload to disk, as `device_map="auto"` arranges it in half of the cap and with the experts alone on disk, and
          segmoe with what the cap leaves for experts
@@ -35,14 +36,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from segmoe.direct import OTHERS_BYTES
 from segmoe.survey import survey
 from segmoe.units import format_bytes, parse_bytes
 from tests.benchmarks import wide
 from tests.benchmarks.contender import Contender, DiedError, Passes
 from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap, read_rate
-
-PROCESS_BYTES = 700 << 20
-"""What Python, torch and transformers take beside weights, with room for activations and for pages being read."""
 
 MEMORY = ("anonymous", "mapped")
 COPIED = "25%"  # the budget at which copies are measured beside mapped experts
@@ -169,7 +168,8 @@ def warm(bench: Bench) -> None:
 
 def cold(bench: Bench) -> None:
     """Every missed expert comes from the disk."""
-    one = survey(bench.path).components[0]
+    found = survey(bench.path)
+    one = found.components[0]
     compute_s: dict[str, float] = {}  # a pass
     with Contender(bench.threads) as stock:
         stock.open(bench.path, kind="stock", experts_implementation="eager")
@@ -179,7 +179,8 @@ def cold(bench: Bench) -> None:
     taken: dict[tuple[str, str], list[Passes]] = {}
     disk = [read_rate(bench.files)]  # bytes a second
     for name, experts in bench.budgets(one.experts_expected, below=50).items():
-        with Contender(bench.threads) as contender:
+        needed = found.non_expert_bytes + experts * one.expert_bytes + OTHERS_BYTES
+        with hard_cap(needed) as cap, Contender(bench.threads, cap) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
             for task, work in bench.tasks.items():
                 turns = []
@@ -230,7 +231,7 @@ def _under(bench: Bench, cap_bytes: int) -> Iterator[tuple[str, tuple[Row, Conte
     for name, memory in (("accelerate, auto", cap_bytes // 2), ("accelerate, experts on disk", None)):
         with tempfile.TemporaryDirectory(dir=bench.path.parent) as offload:
             yield name, _attempt(bench, cap_bytes, name, {"kind": "accelerate", "memory": memory, "offload": offload})
-    left = cap_bytes - found.non_expert_bytes - PROCESS_BYTES
+    left = cap_bytes - found.non_expert_bytes - OTHERS_BYTES
     experts = max(1, min(one.experts_expected, left // one.expert_bytes))
     for held in sorted({min(16, experts), experts}):
         name = f"segmoe, {held} experts"
