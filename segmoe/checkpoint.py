@@ -50,6 +50,11 @@ class Checkpoint:
     """sha256 over config, index, headers and SAMPLES pieces of each file's weights: tells trainings, quantizations and
     layouts apart in milliseconds; a change of a few single weights can escape it."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(at.nbytes for at in self.tensors.values())
+
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read a folder's index and headers; raise CheckpointError for what is truncated or inconsistent.

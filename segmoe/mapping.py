@@ -6,7 +6,8 @@ experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached a
 2 MiB that it touches are read, 1.1 to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 1.07
 of stock eager's rate where copies decode at 0.61. And it is in memory once: a copy leaves the page cache's behind.
 
-A mapped expert is in memory as long as the kernel has room. What a copy does not know: whoever truncates the file under
+A mapped expert is in memory as long as the kernel has room; where it never has room for all, what is not cached is read
+past the page cache instead (direct.py). What a copy does not know: whoever truncates the file under
 a running process ends it by SIGBUS, and whoever rewrites it in place changes the model.
 """
 
@@ -18,6 +19,7 @@ import mmap
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +42,8 @@ FIRST_LINUX = (5, 18)
 _PROVED_DTYPES = (torch.bfloat16, torch.float16)
 _PROVED_ROWS = (1, 2, 3, 5, 8, 16, 33, 128)
 
+_HUGE = 2 << 20  # bytes of the largest page that a file is cached and mapped in
+
 _MADV_RANDOM, _MADV_DONTNEED, _MADV_HUGEPAGE, _MADV_POPULATE_READ = 1, 4, 14, 22  # of Linux's <mman.h>
 
 
@@ -47,16 +51,27 @@ class Mapped(NamedTuple):
     """An expert in mapped files."""
 
     tensors: dict[str, torch.Tensor]
-    stretches: tuple[_Stretch, ...]
+    stretches: tuple[tuple[Stretch, int], ...]  # and the address of its first page
 
 
-class _Stretch(NamedTuple):
-    """Bytes of a file in one piece, and the whole pages around them."""
+class Stretch(NamedTuple):
+    """Parameters that lie in one piece in a file, and the whole pages around them."""
 
     file: Path
-    end: int  # offset in the file behind the last byte
-    address: int
-    nbytes: int
+    begin: int  # offset in the file of the first page
+    end: int  # behind the last byte
+    parameters: tuple[ExpertParameter, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pages."""
+        return -(-(self.end - self.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    def tensors(self, pages: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """The parameters by name, in a uint8 tensor that starts with the first page."""
+        for part in self.parameters:
+            begin = part.pieces[0].offset - self.begin
+            yield part.name, pages[begin : begin + part.nbytes].view(part.dtype).view(part.shape)
 
 
 def may_map(segment: Segment) -> bool:
@@ -66,8 +81,16 @@ def may_map(segment: Segment) -> bool:
 
 def drop(mapped: Mapped) -> None:
     """Take an expert's pages out of the process; the kernel may still cache them."""
-    for stretch in mapped.stretches:
-        _advise(stretch.address, stretch.nbytes, _MADV_DONTNEED)
+    for stretch, address in mapped.stretches:
+        _advise(address, stretch.nbytes, _MADV_DONTNEED)
+
+
+def stretches(segment: Segment) -> Iterator[Stretch]:
+    """Where an expert lies that may be mapped."""
+    pieces = [part.pieces[0]._replace(nbytes=part.nbytes) for part in segment.parameters]
+    for run in runs(pieces):
+        (file, begin, _), (_, last, nbytes) = pieces[run[0]], pieces[run[-1]]
+        yield Stretch(file, begin & -mmap.PAGESIZE, last + nbytes, tuple(segment.parameters[index] for index in run))
 
 
 class Mappings:
@@ -82,35 +105,46 @@ class Mappings:
 
     def bring(self, segment: Segment) -> Mapped:
         """Have an expert's pages in memory and in the process's page table; raise CheckpointError if that fails."""
+        mapped = self._find(segment)
+        for stretch, address in mapped.stretches:
+            if _advise(address, stretch.nbytes, _MADV_POPULATE_READ):
+                error = ctypes.get_errno()
+                refuse_short(stretch)
+                raise CheckpointError(
+                    f"{stretch.file} cannot be read before byte {stretch.end:,}: {os.strerror(error)}"
+                )
+        return mapped
+
+    def is_cached(self, segment: Segment) -> bool:
+        """Whether the kernel has an expert in its page cache, by a page of each 2 MiB.
+
+        Where that cannot be known, it counts as cached: `bring` then reads it, or says what is wrong.
+        """
+        try:
+            mapped = self._find(segment)
+        except CheckpointError:
+            return True
+        return all(
+            _is_in_memory(page)
+            for stretch, address in mapped.stretches
+            for page in (*range(address, address + stretch.nbytes, _HUGE), address + stretch.nbytes - mmap.PAGESIZE)
+        )
+
+    def _find(self, segment: Segment) -> Mapped:
+        """Where an expert lies in the calling thread's mappings; in memory or not."""
         if not hasattr(self._mine, "found"):
             self._mine.found, self._mine.files = {}, {}
         mapped: Mapped | None = self._mine.found.get(segment.key)
         if mapped is None:
-            mapped = self._mine.found[segment.key] = self._find(segment)
-        for file, end, address, nbytes in mapped.stretches:
-            if _advise(address, nbytes, _MADV_POPULATE_READ):
-                error = ctypes.get_errno()
-                _refuse_short(file, end)
-                raise CheckpointError(f"{file} cannot be read before byte {end:,}: {os.strerror(error)}")
+            tensors: dict[str, torch.Tensor] = {}
+            places = []
+            for stretch in stretches(segment):
+                refuse_short(stretch)
+                pages = self._file(stretch.file)[stretch.begin :]
+                tensors |= dict(stretch.tensors(pages))
+                places.append((stretch, pages.data_ptr()))
+            mapped = self._mine.found[segment.key] = Mapped(tensors, tuple(places))
         return mapped
-
-    def _find(self, segment: Segment) -> Mapped:
-        pieces = [piece for part in segment.parameters for piece in part.pieces]
-        stretches = []
-        for run in runs(pieces):
-            (file, begin, _), last = pieces[run[0]], pieces[run[-1]]
-            end = last.offset + last.nbytes
-            _refuse_short(file, end)
-            base = self._file(file).data_ptr()
-            address = base + begin & -mmap.PAGESIZE
-            nbytes = -(-(base + end - address) // mmap.PAGESIZE) * mmap.PAGESIZE
-            stretches.append(_Stretch(file, end, address, nbytes))
-        tensors = {}
-        for part in segment.parameters:
-            begin = part.pieces[0].offset
-            raw = self._file(part.pieces[0].file)[begin : begin + part.nbytes]
-            tensors[part.name] = raw.view(part.dtype).view(part.shape)
-        return Mapped(tensors, tuple(stretches))
 
     def close(self) -> None:
         """Forget the files; each is unmapped with the last tensor in it."""
@@ -145,22 +179,29 @@ class _Writable:
         self.bytes.mapped = mapped  # type: ignore[attr-defined]  # lives as long as what refers to the bytes
 
 
-def _refuse_short(file: Path, end: int) -> None:
-    size = file.stat().st_size
-    if size < end:
-        raise CheckpointError(f"{file} ended {end - size:,} bytes early; was it replaced?")
+def refuse_short(stretch: Stretch) -> None:
+    """Raise CheckpointError if the file ends within a stretch, or before."""
+    size = stretch.file.stat().st_size
+    if size < stretch.end:
+        raise CheckpointError(f"{stretch.file} ended {stretch.end - size:,} bytes early; was it replaced?")
 
 
 @lru_cache(maxsize=1)
 def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)  # which lets other threads run meanwhile; mmap.madvise does not
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint8))
     return libc
 
 
 def _advise(address: int, nbytes: int, advice: int) -> int:
     result: int = _libc().madvise(address, nbytes, advice)
     return result
+
+
+def _is_in_memory(page: int) -> bool:
+    told = ctypes.c_uint8()
+    return bool(_libc().mincore(page, mmap.PAGESIZE, ctypes.byref(told)) or told.value & 1)
 
 
 @lru_cache(maxsize=1)

@@ -14,15 +14,17 @@ from segmoe.attaching import Selection, check_selection, is_selected
 from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
+from segmoe.direct import is_due
 from segmoe.errors import ConfigError
 from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink
 from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
 from segmoe.locating import build_manifest
 from segmoe.manifest import Manifest
+from segmoe.memory import memory_bytes
 from segmoe.policies import DEFAULT_POLICY, make_policy
 from segmoe.slots import Slots
-from segmoe.units import parse_bytes
+from segmoe.units import format_bytes, parse_bytes
 
 THREADS = 2
 WORTH_A_THREAD_BYTES = 1 << 20
@@ -51,8 +53,9 @@ def load(
     `select` of which layers, by component: `{"thinker": range(24)}`.
     `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the
     pass itself. Experts on the CPU are `mapped` from the files where they lie, if they are large and the bits stay the
-    same; say False where the files may be truncated or rewritten meanwhile. None of these changes a bit of what the
-    model computes, or which experts are read and evicted.
+    same; say False where the files may be truncated or rewritten meanwhile. Where memory can hold the budget and never
+    the whole checkpoint, what the kernel has not cached is read past its cache. None of these changes a bit of what
+    the model computes, or which experts are read and evicted.
     Raises CheckpointError for a checkpoint that is incomplete or damaged, ConfigError for bad settings.
     """
     if capture not in CAPTURES:
@@ -100,6 +103,8 @@ class Runtime:
         if experts is not None and budget is not None:
             raise ConfigError("give a budget in experts or in bytes, not both")
         self.device = usable_device(device)
+        if experts is None and budget is None and self.device.type == "cpu":
+            _require_room(manifest)
         if threads is None:
             threads = THREADS if max(part.nbytes for part in manifest.experts.values()) >= WORTH_A_THREAD_BYTES else 0
         self.manifest = manifest
@@ -107,12 +112,18 @@ class Runtime:
         self.capture = capture
         check_selection(manifest.modules, select)
         self._select = select
+        capacity_bytes = None if budget is None else parse_bytes(budget)
         self.cache = ExpertCache(
             manifest.experts,
             make_policy(policy, trust),
             capacity_experts=experts,
-            capacity_bytes=None if budget is None else parse_bytes(budget),
-            slots=Slots(threads=threads, device=self.device, mapped=mapped),
+            capacity_bytes=capacity_bytes,
+            slots=Slots(
+                threads=threads,
+                device=self.device,
+                mapped=mapped,
+                direct=is_due(manifest, experts, capacity_bytes),
+            ),
             emit=self.emit,
         )
         self._sink = None if sink is None else GuardedSink(sink)
@@ -234,6 +245,15 @@ def _after_layer(seam: Seam) -> Callable[..., None]:
 def _first(output: Any) -> torch.Tensor:
     found: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return found
+
+
+def _require_room(manifest: Manifest) -> None:
+    needed, there = manifest.checkpoint.nbytes, memory_bytes()
+    if needed > there:
+        raise ConfigError(
+            f"all of {manifest.folder} takes {format_bytes(needed)}, and there are {format_bytes(there)} of memory; "
+            "give a budget, `segmoe inspect` says what each takes"
+        )
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from segmoe.direct import Direct
 from segmoe.errors import ConfigError
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
 from segmoe.mapping import Mapped, Mappings, drop, may_map
@@ -31,6 +32,7 @@ class Slot:
 
     segment: Segment
     buffer: torch.Tensor | None = None  # uint8; None if mapped, and once everything in it was packed
+    is_direct: bool = False  # the buffer holds pages of the file
     mapped: Mapped | None = None
     tensors: dict[str, Any] = field(default_factory=dict)
     loading: Future[int] | None = None  # resolves to the nanoseconds that reading took
@@ -54,12 +56,19 @@ class ReadTimes(NamedTuple):
 class Slots:
     """Fills and recycles slots. Reads in the calling thread, or with `threads` > 0 in that many of its own.
 
-    Experts are `mapped` where that gives the same bits, else copied. With `staged`, copies go through staging memory on
-    the CPU too, as they do for any other device.
+    Experts are `mapped` where that gives the same bits, else copied. With `direct`, of those that could be mapped only
+    what the kernel has cached is, and the rest is read past its cache. With `staged`, copies go through staging memory
+    on the CPU too, as they do for any other device.
     """
 
     def __init__(
-        self, *, threads: int = 0, device: torch.device | str = "cpu", staged: bool = False, mapped: bool = True
+        self,
+        *,
+        threads: int = 0,
+        device: torch.device | str = "cpu",
+        staged: bool = False,
+        mapped: bool = True,
+        direct: bool = False,
     ) -> None:
         if threads < 0:
             raise ConfigError(f"{threads} loader threads cannot read; give 0 or more")
@@ -70,6 +79,7 @@ class Slots:
         self._spare: torch.Tensor | None = None
         self._staging = Staging(self.device) if staged or self.device.type != "cpu" else None
         self._mappings = Mappings() if mapped and self._staging is None else None
+        self._direct = Direct() if direct and self._mappings is not None else None
         self._packable: dict[tuple[str, tuple[int, ...]], bool] = {}
 
     def start(self, segment: Segment) -> Slot:
@@ -77,6 +87,8 @@ class Slots:
         slot = Slot(segment)
         if self._mappings is None or not may_map(segment):
             slot.buffer = self._free(_size(segment))
+        elif self._direct and self._direct.may_read(segment) and not self._mappings.is_cached(segment):
+            slot.buffer, slot.is_direct = self._free(self._direct.room(segment)), True
         # the device may still be at work on what was in the buffer: the copy must come behind that
         behind = None if self._staging is None else self._staging.mark()
         if self._executor is None:
@@ -121,6 +133,8 @@ class Slots:
         self._reader.close()
         if self._mappings is not None:
             self._mappings.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def _free(self, nbytes: int) -> torch.Tensor:
         """The kept buffer, or a new one if its size is another."""
@@ -144,6 +158,9 @@ class Slots:
                 assert self._mappings is not None
                 slot.mapped = self._mappings.bring(slot.segment)
                 slot.tensors = dict(slot.mapped.tensors)
+            elif slot.is_direct:
+                assert self._direct is not None
+                slot.tensors = self._direct.read(slot.segment, slot.buffer)
             else:
                 if self._staging is None:
                     _read(slot.segment, slot.buffer, self._reader)

@@ -8,8 +8,10 @@ with a KV cache, so that routing varies from step to step as no repeated text do
 
 warm     all files in the page cache: stock transformers wholly in memory (eager, batched_mm, grouped_mm) and segmoe
          with 16 experts, 10, 25, 50 and 100% of them
-cold     the kernel forgets the files before each pass. The bound is what reading the missed experts at the disk's
-         measured rate takes, or what the in-memory model's pass takes, whichever is longer: perfect overlap
+cold     in memory that just holds the budget, and the kernel forgets the files before each pass. The bound is what
+         reading the missed experts at the disk's measured rate takes, or what the in-memory model's pass takes,
+         whichever is longer: perfect overlap. Beside it what this machine's disk and cores reach at once: another
+         process reads as many bytes while the in-memory model runs the same passes
 capped   a memory cgroup around the process, page cache included, which is what a small machine is: accelerate's
          offload to disk, as `device_map="auto"` arranges it in half of the cap and with the experts alone on disk, and
          segmoe with what the cap leaves for experts
@@ -29,20 +31,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from segmoe.direct import OTHERS_BYTES
 from segmoe.survey import survey
 from segmoe.units import format_bytes, parse_bytes
 from tests.benchmarks import wide
-from tests.benchmarks.contender import Contender, DiedError, Passes
-from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap, read_rate
-
-PROCESS_BYTES = 700 << 20
-"""What Python, torch and transformers take beside weights, with room for activations and for pages being read."""
+from tests.benchmarks.contender import Contender, DiedError
+from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap, read_rate, reading
 
 MEMORY = ("anonymous", "mapped")
 COPIED = "25%"  # the budget at which copies are measured beside mapped experts
@@ -167,43 +167,59 @@ def warm(bench: Bench) -> None:
     )
 
 
+class ColdTurn(NamedTuple):
+    """A task of one contender, once."""
+
+    seconds: list[float]  # [passes]
+    missed: list[int]  # [passes]
+    rate: float  # of the disk just behind it, bytes a second
+
+
 def cold(bench: Bench) -> None:
     """Every missed expert comes from the disk."""
-    one = survey(bench.path).components[0]
+    found = survey(bench.path)
+    one = found.components[0]
+    taken: dict[tuple[str, str], list[ColdTurn]] = {}
+    for name, experts in bench.budgets(one.experts_expected, below=50).items():
+        needed = found.non_expert_bytes + experts * one.expert_bytes + OTHERS_BYTES
+        with hard_cap(needed) as cap, Contender(bench.threads, cap) as contender:
+            contender.open(bench.path, kind="segmoe", experts=experts)
+            for task, work in bench.tasks.items():
+                for seed in bench.seeds():
+                    turn = contender.run(seed=seed, cold=True, **work)
+                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turn.seconds):.2f} s", err=True)
+                    if seed:
+                        rate = read_rate(bench.files, one.expert_bytes)
+                        taken.setdefault((name, task), []).append(ColdTurn(turn.seconds, turn.missed, rate))
+    table = Table("contender", "task", "tok/s", "of the bound", "of both at once", "missed experts a pass")
+    beside: list[float] = []  # the disk's rate while the in-memory model runs
     compute_s: dict[str, float] = {}  # a pass
-    with Contender(bench.threads) as stock:
+    with Contender(bench.threads) as stock:  # opened last: what it has mapped, the kernel would not forget
         stock.open(bench.path, kind="stock", experts_implementation="eager")
         for task, work in bench.tasks.items():
             stock.run(seed=0, **work)
             compute_s[task] = statistics.median(stock.run(seed=1, **work).seconds)
-    taken: dict[tuple[str, str], list[Passes]] = {}
-    disk = [read_rate(bench.files)]  # bytes a second
-    for name, experts in bench.budgets(one.experts_expected, below=50).items():
-        with Contender(bench.threads) as contender:
-            contender.open(bench.path, kind="segmoe", experts=experts)
-            for task, work in bench.tasks.items():
-                turns = []
-                for seed in bench.seeds():
-                    turns.append(contender.run(seed=seed, cold=True, **work))
-                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turns[-1].seconds):.2f} s", err=True)
-                taken.setdefault((name, task), []).extend(turns[1:])
-        disk.append(read_rate(bench.files))
-    table = Table("contender", "task", "tok/s", "of the bound", "missed experts a pass")
-    for (name, task), turns in taken.items():
-        tokens = bench.tasks[task]["passes"] * bench.tasks[task]["tokens"]
-        shares = []
-        for turn in turns:
-            read_s = [missed * one.expert_bytes / max(disk) for missed in turn.missed]
-            shares.append(sum(max(reading, compute_s[task]) for reading in read_s) / sum(turn.seconds))
-        rate = statistics.median(tokens / sum(turn.seconds) for turn in turns)
-        missed = statistics.median(missed for turn in turns for missed in turn.missed)
-        table.add_row(f"segmoe, {name}", task, f"{rate:,.2f}", f"{statistics.median(shares):.2f}", f"{missed:g}")
+        for (name, task), turns in taken.items():
+            work = bench.tasks[task]
+            shares = []
+            for seed, turn in enumerate(turns, 1):
+                with reading(bench.files, one.expert_bytes, sum(turn.missed)) as read_s:
+                    computed_s = sum(stock.run(seed=seed, **work).seconds)
+                    both_s = max(computed_s, read_s())
+                beside.append(sum(turn.missed) * one.expert_bytes / read_s())
+                bound_s = sum(max(missed * one.expert_bytes / turn.rate, compute_s[task]) for missed in turn.missed)
+                shares.append([least / sum(turn.seconds) for least in (bound_s, both_s)])
+            rate = statistics.median(work["passes"] * work["tokens"] / sum(turn.seconds) for turn in turns)
+            of_bound, of_both = (f"{statistics.median(share):.2f}" for share in zip(*shares, strict=True))
+            missed = statistics.median(missed for turn in turns for missed in turn.missed)
+            table.add_row(f"segmoe, {name}", task, f"{rate:,.2f}", of_bound, of_both, f"{missed:g}")
+    disk = [turn.rate for turns in taken.values() for turn in turns]
     in_memory = ", ".join(f"{task} {seconds * 1e3:,.0f} ms" for task, seconds in compute_s.items())
     bench.console.print(
         "[bold]Cold[/bold]: medians; the bound is the longer of reading what is missed and the in-memory model's pass",
         table,
-        f"disk: {min(disk) / 1e9:.2f} to {max(disk) / 1e9:.2f} GB/s, measured between the contenders; the bound takes "
-        f"the fastest\nin-memory pass: {in_memory}",
+        f"disk: {min(disk) / 1e9:.2f} to {max(disk) / 1e9:.2f} GB/s by itself, just behind each turn; "
+        f"{min(beside) / 1e9:.2f} to {max(beside) / 1e9:.2f} beside the in-memory model\nin-memory pass: {in_memory}",
         sep="\n",
     )
 
@@ -230,7 +246,7 @@ def _under(bench: Bench, cap_bytes: int) -> Iterator[tuple[str, tuple[Row, Conte
     for name, memory in (("accelerate, auto", cap_bytes // 2), ("accelerate, experts on disk", None)):
         with tempfile.TemporaryDirectory(dir=bench.path.parent) as offload:
             yield name, _attempt(bench, cap_bytes, name, {"kind": "accelerate", "memory": memory, "offload": offload})
-    left = cap_bytes - found.non_expert_bytes - PROCESS_BYTES
+    left = cap_bytes - found.non_expert_bytes - OTHERS_BYTES
     experts = max(1, min(one.experts_expected, left // one.expert_bytes))
     for held in sorted({min(16, experts), experts}):
         name = f"segmoe, {held} experts"

@@ -16,33 +16,19 @@ from segmoe.cache import ExpertCache
 from segmoe.conversion import Recipe
 from segmoe.errors import CheckpointError
 from segmoe.events import ExpertKey
-from segmoe.manifest import ExpertParameter, Piece, Segment
+from segmoe.manifest import Piece, Segment
 from segmoe.mapping import may_map, proves_equal
 from segmoe.policies import make_policy
 from segmoe.slots import Slots
+from tests.segmoe.large import SHAPE, SIZE, moved
 from tests.segmoe.test_expect import COUNT, PASSES, plain, tape
 
 pytestmark = pytest.mark.skipif(not mapping._can_map(), reason="no experts are mapped by this kernel")
 
-SHAPE = (512, 1024)
-SIZE = 2 * SHAPE[0] * SHAPE[1]
-HEADER = 200  # bytes before the first expert: 8 modulo 64, as no copy would lie
-
 
 @pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> dict[ExpertKey, Segment]:
-    """Experts of 1 MiB, each filled with its number."""
-    file = tmp_path_factory.mktemp("mapped") / "all"
-    numbers = [torch.full(SHAPE, float(expert), dtype=torch.bfloat16) for expert in range(COUNT)]
-    file.write_bytes(b"x" * HEADER + b"".join(number.view(torch.int16).numpy().tobytes() for number in numbers))
-    found = {}
-    for expert in range(COUNT):
-        key = ExpertKey("model", 0, expert)
-        half = SIZE // 2
-        pieces = (Piece(file, HEADER + expert * SIZE, half), Piece(file, HEADER + expert * SIZE + half, SIZE - half))
-        part = ExpertParameter(name="w", dtype=torch.bfloat16, shape=SHAPE, nbytes=SIZE, address=0, pieces=pieces)
-        found[key] = Segment(key=key, parameters=(part,), nbytes=SIZE)
-    return found
+def segments(large: dict[ExpertKey, Segment]) -> dict[ExpertKey, Segment]:
+    return large
 
 
 def resident_bytes(file: Path) -> int:
@@ -95,15 +81,9 @@ def test_an_expert_that_is_packed_is_no_longer_mapped(segments, monkeypatch: pyt
 
 def test_a_file_that_was_truncated_is_told_and_leaves_the_cache_whole(segments, tmp_path: Path) -> None:
     file = tmp_path / "short"
-    file.write_bytes(file_of(segments).read_bytes())
-    moved = {}
-    for key, segment in segments.items():
-        (part,) = segment.parameters
-        moved[key] = replace(
-            segment, parameters=(replace(part, pieces=tuple(piece._replace(file=file) for piece in part.pieces)),)
-        )
-    first, *_, last = moved
-    cache = ExpertCache(moved, make_policy("lru"), capacity_experts=3, slots=Slots(threads=1))
+    segments = moved(segments, file)
+    first, *_, last = segments
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=3, slots=Slots(threads=1))
     assert (cache.get(first)["w"] == first.expert).all()
     os.truncate(file, file.stat().st_size - 14)
     with pytest.raises(CheckpointError, match="short ended 14 bytes early; was it replaced"):

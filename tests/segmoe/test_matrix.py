@@ -1,9 +1,9 @@
-"""Nine families x dtype x layout on disk x budget, with and without loader threads, copied or mapped, against stock.
+"""Nine families x dtype x layout on disk x budget x way into memory, with and without loader threads, against stock.
 
 Compared are prefill of a left-padded batch and three ways of generating. All other families: tests/families.
 """
 
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import segmoe
-from segmoe import mapping
+from segmoe import direct, mapping, runtime
 from segmoe.building import quiet_transformers
 from tests import omni
 from tests.families.configs import EXPERTS, LAYERS, Family
@@ -72,19 +72,22 @@ def test_every_budget_gives_the_stock_models_bits(
     total = len(segmoe.load(tmp_path).segmoe.manifest.experts)
     assert total in (LAYERS * EXPERTS, (LAYERS - 1) * EXPERTS)
     brought = []
-    bring = mapping.Mappings.bring
+    bring, read = mapping.Mappings.bring, direct.Direct.read
     monkeypatch.setattr(mapping, "MIN_BYTES", 1)
-    monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append(args[1].key) or bring(*args))
-    for number, (experts, threads) in enumerate(product((2, total // 3, total), (0, 2))):
-        is_mapped = number in (1, 2, 4)  # each budget is mapped once and copied once
+    monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args: False)
+    monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
+    monkeypatch.setattr(direct.Direct, "read", lambda *args: brought.append("direct") or read(*args))
+    ways = cycle(("copied", "mapped", "direct"))  # each budget comes in two of them
+    for (experts, threads), way in zip(product((2, total // 3, total), (0, 2)), ways, strict=False):
         brought.clear()
-        model = segmoe.load(tmp_path, experts=experts, threads=threads, mapped=is_mapped)
+        monkeypatch.setattr(runtime, "is_due", lambda *args, way=way: way == "direct")
+        model = segmoe.load(tmp_path, experts=experts, threads=threads, mapped=way != "copied")
         found = trace(model)
-        assert is_mapped or not brought
+        assert set(brought) <= {way}
         if dtype == torch.bfloat16 and (name, layout) not in APART:  # in fp32 some lie where MKL sums in another order
-            assert bool(brought) == is_mapped
+            assert bool(brought) == (way != "copied")
         assert not {key for key in wanted if not torch.equal(found[key], wanted[key])}, (
-            f"{experts} experts, {threads} threads"
+            f"{experts} experts, {threads} threads, {way}"
         )
         assert len(model.segmoe.cache) <= experts
         model.segmoe.cache.check_integrity()

@@ -1,0 +1,110 @@
+"""Experts read past the page cache, into memory of our own, on a machine whose memory cannot hold them all.
+
+What the page cache would keep of such a checkpoint, it drops again before it is asked for; until then it takes memory
+that experts could have, and a thread's time for each page. Measured for experts of Qwen3-30B's width by
+tests/benchmarks/mapping.py: MEASURED.
+
+The bytes lie in memory as they do in the file's pages, so that what was proved for mapped experts holds for these.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from segmoe.errors import CheckpointError
+from segmoe.manifest import Manifest, Segment
+from segmoe.mapping import Stretch, refuse_short, stretches
+from segmoe.memory import memory_bytes
+
+OTHERS_BYTES = 700 << 20
+"""What Python, torch and transformers take beside weights, with room for activations and for pages being read."""
+
+
+def is_due(manifest: Manifest, experts: int | None, budget_bytes: int | None) -> bool:
+    """Whether memory can hold so many experts, or bytes of them, and never the whole checkpoint.
+
+    Memory of our own cannot be taken back by the kernel as mapped experts can: a budget that does not fit is mapped.
+    """
+    sizes = [segment.nbytes for segment in manifest.experts.values()]
+    total = manifest.checkpoint.nbytes
+    if experts is not None:
+        budget_bytes = experts * max(sizes)
+    if budget_bytes is None or budget_bytes >= sum(sizes):
+        return False
+    return total - sum(sizes) + budget_bytes <= memory_bytes() - OTHERS_BYTES < total
+
+
+class Direct:
+    """Reads experts that may be mapped; several threads may use it."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, int | None] = {}
+        self._opening = threading.Lock()
+
+    def may_read(self, segment: Segment) -> bool:
+        """Whether its file system reads past the page cache; some cannot."""
+        return all(self._descriptor(part.pieces[0].file) is not None for part in segment.parameters)
+
+    @staticmethod
+    def room(segment: Segment) -> int:
+        """Bytes of a buffer for an expert, wherever in a page it begins."""
+        return sum(part.nbytes + 2 * mmap.PAGESIZE for part in segment.parameters)
+
+    def read(self, segment: Segment, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Read an expert into a buffer of its room; its parameters by name, or CheckpointError."""
+        tensors: dict[str, torch.Tensor] = {}
+        begin = -buffer.data_ptr() % mmap.PAGESIZE
+        for stretch in stretches(segment):
+            pages = buffer[begin : begin + stretch.nbytes]
+            self._fill(pages, stretch)
+            tensors |= dict(stretch.tensors(pages))
+            begin += stretch.nbytes
+        return tensors
+
+    def close(self) -> None:
+        """Close the shards; the next read opens them again."""
+        while self._files:
+            descriptor = self._files.popitem()[1]
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _fill(self, pages: torch.Tensor, stretch: Stretch) -> None:
+        descriptor = self._descriptor(stretch.file)
+        assert descriptor is not None
+        into, done = memoryview(cast(Any, pages.numpy())), 0
+        while done < stretch.end - stretch.begin:  # the last page of a file may be short
+            try:
+                count = os.preadv(descriptor, [into[done:]], stretch.begin + done)
+            except OSError as error:
+                where = stretch.begin + done
+                raise CheckpointError(f"{stretch.file} cannot be read at byte {where:,}: {error}") from error
+            if not count:
+                refuse_short(stretch)
+                raise CheckpointError(f"{stretch.file} ended early while it was read; was it replaced?")
+            done += count
+
+    def _descriptor(self, file: Path) -> int | None:
+        if file not in self._files:
+            with self._opening:
+                if file not in self._files:
+                    self._files[file] = _open(file)
+        return self._files[file]
+
+
+def _open(file: Path) -> int | None:
+    """A descriptor that reads past the page cache, tried on the first page."""
+    descriptor = None
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        os.preadv(descriptor, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,37 @@
+"""How much memory this process may have. What it is used for is slots.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_TOLD = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or the least of the caps that control groups (version 1 or 2) put around this process.
+
+    Where the system does not say, more than any checkpoint takes.
+    """
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        machine = sys.maxsize
+    return min([machine, *_caps()])
+
+
+def _caps() -> list[int]:
+    found = []
+    for line in _TOLD.read_text().splitlines() if _TOLD.exists() else []:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (_GROUPS / "memory", "memory.limit_in_bytes") if controllers else (_GROUPS, "memory.max")
+        inner = Path(own.lstrip("/"))
+        for group in (inner, *inner.parents):  # a container may see itself as the root, by another path
+            limit = root / group / name
+            if limit.is_file() and (text := limit.read_text().strip()).isdecimal():  # "max" is no cap
+                found.append(int(text))
+    return found

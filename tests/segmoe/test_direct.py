@@ -1,0 +1,200 @@
+"""Experts that are read past the page cache: the same bytes and decisions, when it is due, and in how much memory."""
+
+import errno
+import os
+import sys
+from itertools import cycle
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segmoe
+from segmoe import direct, memory, runtime
+from segmoe.cache import ExpertCache
+from segmoe.direct import Direct, is_due
+from segmoe.embedded import MODEL
+from segmoe.errors import CheckpointError, ConfigError
+from segmoe.mapping import Mappings
+from segmoe.policies import make_policy
+from segmoe.slots import Slots
+from tests.segmoe.large import SIZE, moved
+from tests.segmoe.test_expect import COUNT, PASSES, plain, tape
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux maps experts, or reads them past its cache")
+
+
+@pytest.fixture(autouse=True)
+def can_be_read(large) -> None:
+    if not all(map(Direct().may_read, large.values())):
+        pytest.skip("this file system cannot read past the page cache")
+
+
+@pytest.fixture
+def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mappings, "is_cached", lambda *args: False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    passes=PASSES,
+    capacity=st.integers(1, COUNT),
+    threads=st.integers(0, 3),
+    cached=st.lists(st.booleans(), min_size=1).map(cycle),
+)
+def test_it_changes_no_decision_and_no_byte_whatever_is_cached(large, passes, capacity, threads, cached) -> None:
+    with mock.patch.object(Mappings, "is_cached", lambda *args: next(cached)):
+        found, cache = tape(large, passes, capacity, Slots(threads=threads, direct=True))
+    assert found == plain(passes, capacity)[0]
+    cache.close()
+
+
+def test_what_the_kernel_has_cached_is_not_read_again(large, tmp_path: Path) -> None:
+    file = tmp_path / "some"
+    first, second, *_ = moved(large, file).values()
+    descriptor = os.open(file, os.O_RDWR)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    mappings = Mappings()
+    if mappings.is_cached(first):
+        pytest.skip("this file system is nothing but cache")
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(descriptor, SIZE, first.parameters[0].pieces[0].offset)
+    os.close(descriptor)
+    assert mappings.is_cached(first) and not mappings.is_cached(second)
+    slots = Slots(direct=True)
+    for segment in (first, second):
+        slot = slots.start(segment)
+        slots.finish(slot)
+        assert slot.is_direct == (segment is second)
+        assert (slot.tensors["w"] == segment.key.expert).all()
+        slots.release(slot)
+    assert not mappings.is_cached(second), "reading it left nothing behind"
+
+
+def test_it_lies_as_in_the_file(large, uncached) -> None:
+    slots = Slots(direct=True)
+    for segment in large.values():
+        slot = slots.start(segment)
+        slots.finish(slot)
+        (part,) = segment.parameters
+        assert slot.tensors["w"].data_ptr() % 4096 == part.pieces[0].offset % 4096
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_one_buffer_more_than_the_budget_is_all_it_takes(large, uncached, threads: int) -> None:
+    slots = Slots(threads=threads, direct=True)
+    cache = ExpertCache(large, make_policy("lru"), capacity_experts=3, slots=slots)
+    taken = set()
+    for _ in range(4):
+        cache.expect(large)
+        for key in large:
+            assert (cache.get(key)["w"] == key.expert).all()
+            taken.add(cache._resident[key].buffer.data_ptr())
+    assert len(taken) <= 4
+    cache.close()
+
+
+def test_a_file_that_was_truncated_is_told_and_leaves_the_cache_whole(large, uncached, tmp_path: Path) -> None:
+    file = tmp_path / "short"
+    segments = moved(large, file)
+    first, *_, last = segments
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=3, slots=Slots(threads=1, direct=True))
+    assert (cache.get(first)["w"] == first.expert).all()
+    os.truncate(file, file.stat().st_size - 14)
+    with pytest.raises(CheckpointError, match="short ended 14 bytes early; was it replaced"):
+        cache.get(last)
+    cache.check_integrity()
+    assert last not in cache and (cache.get(first)["w"] == first.expert).all()
+    cache.close()
+
+
+def test_a_disk_that_fails_is_told(large, uncached, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots(direct=True)
+    first = next(iter(large))
+    slots._direct.may_read(large[first])
+
+    def fail(*args) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    cache = ExpertCache(large, make_policy("lru"), capacity_experts=3, slots=slots)
+    monkeypatch.setattr(direct.os, "preadv", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be read at byte 0: .*Input/output error"):
+        cache.get(first)
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("call", ["open", "preadv"])
+def test_a_file_system_that_cannot_gets_mapped(large, uncached, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    slots = Slots(direct=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(direct.os, call, refuse)
+        assert not slots._direct.may_read(next(iter(large.values())))
+    slot = slots.start(next(iter(large.values())))
+    slots.finish(slot)
+    assert slot.mapped is not None and not slot.is_direct
+    slots.release(slot)
+
+
+def test_it_is_due_where_memory_holds_the_budget_and_never_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = segmoe.load(MODEL).segmoe.manifest
+    total, (size, *_) = manifest.checkpoint.nbytes, [segment.nbytes for segment in manifest.experts.values()]
+    others = total - len(manifest.experts) * size
+
+    def due(room: int, experts: int | None = None, budget: int | None = None) -> bool:
+        monkeypatch.setattr(direct, "memory_bytes", lambda: direct.OTHERS_BYTES + room)
+        return is_due(manifest, experts, budget)
+
+    assert not due(total, experts=3)
+    assert due(total - 1, experts=3) and due(total - 1, budget=3 * size)
+    assert due(others + 3 * size, experts=3) and due(others + 3 * size, budget=3 * size)
+    assert not due(others + 3 * size - 1, experts=3) and not due(others + 3 * size - 1, budget=3 * size)
+    assert not due(total - 1) and not due(total - 1, experts=len(manifest.experts))
+
+
+def test_a_checkpoint_that_memory_cannot_hold_wants_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = segmoe.load(MODEL).segmoe.manifest.checkpoint.nbytes
+    monkeypatch.setattr(runtime, "memory_bytes", lambda: total - 1)
+    with pytest.raises(ConfigError, match=r"and there are .* of memory; give a budget"):
+        segmoe.load(MODEL)
+    assert segmoe.load(MODEL, experts=8).segmoe.cache.capacity_experts == 8
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "caps"),
+    [
+        ("0::/user/one\n", {"user/memory.max": "700", "user/one/memory.max": "max"}, [700]),
+        ("0::/user/one\n", {"memory.max": "900", "user/one/memory.max": "800"}, [800, 900]),
+        ("4:cpu,memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "600"}, [600]),
+        ("4:memory:/host/id\n", {"memory/memory.limit_in_bytes": "500"}, [500]),  # a container that is its own root
+        ("4:cpu:/a\n", {"memory/a/memory.limit_in_bytes": "600"}, []),
+        ("", {"memory.max": "900"}, []),
+    ],
+)
+def test_caps_are_those_of_the_groups_around_the_process(own, files, caps, tmp_path: Path, monkeypatch) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "told").write_text(own)
+    monkeypatch.setattr(memory, "_TOLD", tmp_path / "told")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    assert sorted(memory._caps()) == caps
+    assert memory.memory_bytes() == min([*caps, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")])
+
+
+def test_tensors_of_a_direct_read_can_be_packed(large, uncached, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segmoe.slots.may_pack", lambda tensor: True)
+    cache = ExpertCache(large, make_policy("lru"), capacity_experts=2, slots=Slots(direct=True))
+    key, x = list(large)[3], torch.ones(1, 1024, dtype=torch.bfloat16)
+    try:
+        products = [torch.nn.functional.linear(x, cache.get(key)["w"]) for _ in range(12)]
+    except (RuntimeError, AttributeError):
+        pytest.skip("this build of torch has no packed weights")
+    assert all(torch.equal(product, products[0]) for product in products)
+    assert cache._resident[key].buffer is None
