@@ -28,7 +28,7 @@ from observer.observation import Observation
 from observer.order import LabelsOf, Order, Passages
 from observer.progress import JobProgress
 from observer.runs import list_runs, locked, read_trust
-from observer.settings import JobConfig, Plain, config_hash, differences, versions
+from observer.settings import JobConfig, Plain, config_hash, definitions, differences, versions
 from observer.signals import stop_on_signals
 from observer.state import Arrays, below
 from observer.totals import Snapshot
@@ -116,12 +116,24 @@ def _prepare(config: JobConfig, texts: list[Text], engine: Engine) -> tuple[_Job
         expert_bytes=expert_bytes,
     )
     earlier = runs.get(job.name)
-    if earlier is not None and earlier["config_hash"] != job.hash:
-        changes = differences(json.loads(earlier["config"]), job.resolved)
-        if earlier["checkpoint_digest"] != manifest.digest:
-            changes.insert(0, "the checkpoint is another one")
+    if earlier is not None and (changes := _changes(earlier, job)):
         raise RunDiffers(job.name, changes)
     return job, earlier
+
+
+def _changes(earlier: RowMapping, job: _Job) -> list[str]:
+    """What is not as it was when the run was begun; scores of two definitions do not mix."""
+    meant = json.loads(earlier["versions"])
+    changes = [
+        f"{name} was version {meant[name]} and is {now} now"
+        for name, now in definitions().items()
+        if meant.get(name, now) != now
+    ]
+    if earlier["config_hash"] != job.hash:
+        if earlier["checkpoint_digest"] != job.manifest.digest:
+            changes.append("the checkpoint is another one")
+        changes += differences(json.loads(earlier["config"]), job.resolved)
+    return changes
 
 
 def _verify(job: _Job, progress: JobProgress) -> dict[str, str]:

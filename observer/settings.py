@@ -117,7 +117,17 @@ def _decisive(resolved: Mapping[str, Plain]) -> dict[str, Plain]:
 def versions() -> dict[str, str]:
     """Return what the run was made with."""
     packages = {name: version(name) for name in ("segmoe", "torch", "transformers", "numpy", "sqlalchemy")}
-    return packages | {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    return packages | definitions() | {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+
+
+def definitions() -> dict[str, str]:
+    """Return the versions of what the record's scores mean."""
+    from observer import salience, trust
+
+    return {
+        "trust's definition": str(trust.DEFINITION_VERSION),
+        "salience's definition": str(salience.DEFINITION_VERSION),
+    }
 
 
 def parse_duration(text: str) -> float:

@@ -1,8 +1,10 @@
 """Jobs on the embedded model, end to end and in this process."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,16 @@ def test_a_name_that_is_taken_by_another_job_is_one_line_that_says_what_differs(
     assert "generate was 3 and is 0 now; generate_texts was 4 and is 32 now; use the same" in result.stderr
     other = observer("run", "--db", done[0], "--run", "first", "--no-verify", "--limit", 11)
     assert "the corpus holds other texts" in other.stderr and "sha256" not in other.stderr
+
+
+def test_a_run_whose_scores_meant_something_else_does_not_go_on(done: tuple[Path, Result], tmp_path: Path) -> None:
+    db = tmp_path / "r.db"
+    db.write_bytes(done[0].read_bytes())
+    with contextlib.closing(sqlite3.connect(db)) as record, record:
+        record.execute("UPDATE run SET versions = json_set(versions, '$.\"salience''s definition\"', '2')")
+    common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text", "--policy", "lru")
+    result = observer("run", "--db", db, "--run", "first", *common, "--generate", 3, "--generate-texts", 4)
+    assert result.exit_code == 1 and "salience's definition was version 2 and is 3 now; use the same" in result.stderr
 
 
 def test_a_job_that_is_done_finds_nothing_left_to_do(done: tuple[Path, Result], tmp_path: Path) -> None:

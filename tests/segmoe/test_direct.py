@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segmoe
-from segmoe import direct, memory, runtime
+from segmoe import direct, memory, runtime, slots
 from segmoe.cache import ExpertCache
 from segmoe.direct import Direct, is_due
 from segmoe.embedded import MODEL
@@ -46,7 +46,8 @@ def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     cached=st.lists(st.booleans(), min_size=1).map(cycle),
 )
 def test_it_changes_no_decision_and_no_byte_whatever_is_cached(large, passes, capacity, threads, cached) -> None:
-    with mock.patch.object(Mappings, "is_cached", lambda *args: next(cached)):
+    never_packed = mock.patch.object(slots, "PACK_AFTER_USES", 99)
+    with never_packed, mock.patch.object(Mappings, "is_cached", lambda *args: next(cached)):
         found, cache = tape(large, passes, capacity, Slots(threads=threads, direct=True))
     assert found == plain(passes, capacity)[0]
     cache.close()

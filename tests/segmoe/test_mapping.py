@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmoe import mapping
+from segmoe import mapping, slots
 from segmoe.cache import ExpertCache
 from segmoe.conversion import Recipe
 from segmoe.errors import CheckpointError
@@ -50,7 +51,8 @@ def file_of(segments) -> Path:
 @settings(max_examples=30, deadline=None)
 @given(passes=PASSES, capacity=st.integers(1, COUNT), threads=st.integers(0, 3))
 def test_it_changes_no_decision_and_no_byte(segments, passes, capacity, threads) -> None:
-    found, cache = tape(segments, passes, capacity, Slots(threads=threads))
+    with mock.patch.object(slots, "PACK_AFTER_USES", 99):
+        found, cache = tape(segments, passes, capacity, Slots(threads=threads))
     assert found == plain(passes, capacity)[0]
     assert (resident_bytes(file_of(segments)) > 0) == any(passes)
     cache.close()
