@@ -6,8 +6,8 @@ experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached a
 2 MiB that it touches are read, 1.1 to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 1.07
 of stock eager's rate where copies decode at 0.61. And it is in memory once: a copy leaves the page cache's behind.
 
-A mapped expert is in memory as long as the kernel has room; where it never has room for all, what is not cached is read
-past the page cache instead (direct.py). What a copy does not know: whoever truncates the file under
+A mapped expert is in memory as long as the kernel has room; where it has none beside the budget, what is not cached is
+read past the page cache instead (direct.py). What a copy does not know: whoever truncates the file under
 a running process ends it by SIGBUS, and whoever rewrites it in place changes the model.
 """
 

@@ -53,9 +53,9 @@ def load(
     `select` of which layers, by component: `{"thinker": range(24)}`.
     `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the
     pass itself. Experts on the CPU are `mapped` from the files where they lie, if they are large and the bits stay the
-    same; say False where the files may be truncated or rewritten meanwhile. Where memory can hold the budget and never
-    the whole checkpoint, what the kernel has not cached is read past its cache. None of these changes a bit of what
-    the model computes, or which experts are read and evicted.
+    same; say False where the files may be truncated or rewritten meanwhile. Where memory can hold the budget and little
+    more, what the kernel has not cached is read past its cache. None of these changes a bit of what the model
+    computes, or which experts are read and evicted.
     Raises CheckpointError for a checkpoint that is incomplete or damaged, ConfigError for bad settings.
     """
     if capture not in CAPTURES:

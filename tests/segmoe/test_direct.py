@@ -143,20 +143,23 @@ def test_a_file_system_that_cannot_gets_mapped(large, uncached, call: str, monke
     slots.release(slot)
 
 
-def test_it_is_due_where_memory_holds_the_budget_and_never_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_due_where_memory_holds_the_budget_and_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = segmoe.load(MODEL).segmoe.manifest
-    total, (size, *_) = manifest.checkpoint.nbytes, [segment.nbytes for segment in manifest.experts.values()]
-    others = total - len(manifest.experts) * size
+    count, size = len(manifest.experts), next(iter(manifest.experts.values())).nbytes
+    others = manifest.checkpoint.nbytes - count * size
 
     def due(room: int, experts: int | None = None, budget: int | None = None) -> bool:
-        monkeypatch.setattr(direct, "memory_bytes", lambda: direct.OTHERS_BYTES + room)
+        """With room for so many bytes of experts."""
+        monkeypatch.setattr(direct, "memory_bytes", lambda: direct.OTHERS_BYTES + others + room)
         return is_due(manifest, experts, budget)
 
-    assert not due(total, experts=3)
-    assert due(total - 1, experts=3) and due(total - 1, budget=3 * size)
-    assert due(others + 3 * size, experts=3) and due(others + 3 * size, budget=3 * size)
-    assert not due(others + 3 * size - 1, experts=3) and not due(others + 3 * size - 1, budget=3 * size)
-    assert not due(total - 1) and not due(total - 1, experts=len(manifest.experts))
+    for most in ({"experts": 8}, {"budget": 8 * size}):
+        assert due(8 * size, **most) and due(10 * size - 1, **most)
+        assert not due(8 * size - 1, **most), "the budget does not fit"
+        assert not due(10 * size, **most), "the page cache holds a quarter more"
+    assert due(count * size - 1, experts=count - 1)
+    assert not due(count * size, experts=count - 1), "all fits"
+    assert not due(count * size - 1, experts=count) and not due(count * size - 1), "all are wanted"
 
 
 def test_a_checkpoint_that_memory_cannot_hold_wants_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
