@@ -13,24 +13,27 @@ Tried and left out, with what it gave:
 - A second file with experts contiguous and aligned: the hub's files hold most experts in one piece, and what is read
   beside them is 10 to 21%; never more could be won with twice the disk.
 - Huge pages for slots: 4 to 10% of a multiplication with plain weights, nothing with packed ones.
-- Sparing the last four that a layer asked for. A policy by rates has each newcomer leave for the next, which then waits
-  until the newcomer was computed; spared, two are read at once. Prefill with a quarter in memory took 3.7 s for 3.4 to
-  5.1, decoding 180 to 200 ms a token for 180 to 230: the disk gave 1.4 GB/s alone and .9 beside both cores computing.
+- Sparing the last four that a layer asked for, lest each newcomer leaves for the next, which then waits until the
+  newcomer was computed. Reading the next two early does the same for the disk and changes nobody's turn to leave.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from segmoe.errors import ConfigError
+from segmoe.errors import CheckpointError, ConfigError
 from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded
 from segmoe.manifest import Segment
 from segmoe.policies import Policy, Victim
 from segmoe.slots import Slot, Slots, Tensors
 
 Reason = Literal["capacity", "layer"]
+
+EARLY = 2
+"""Experts that are read before somebody has left for them: one that comes from the disk, and one that waits for it."""
 
 
 @dataclass(slots=True)
@@ -55,8 +58,9 @@ class Counters:
 class ExpertCache:
     """A bounded number of experts in memory.
 
-    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, those being read
-    included; a pinned expert stays; what `get` returns is valid until the next `get` or, pinned, until it is unpinned.
+    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for EARLY that loader
+    threads may be reading beside them; a pinned expert stays; what `get` returns is valid until the next `get` or,
+    pinned, until it is unpinned.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class ExpertCache:
         self._pins: dict[ExpertKey, int] = {}
         self._coming: dict[ExpertKey, None] = {}  # expected, in order, and not decided yet
         self._ahead: dict[ExpertKey, Slot] = {}  # decided, and not computed yet; the one in use included
+        self._early: dict[ExpertKey, Slot] = {}  # being read, and not decided yet
         self._current: ExpertKey | None = None
 
     def begin(self, step: int, tokens: int) -> None:
@@ -168,18 +173,30 @@ class ExpertCache:
         assert set(self._pins) <= set(self._resident)
         assert set(self._ahead) <= set(self._resident)
         assert not set(self._ahead) & set(self._coming)
+        assert set(self._early) <= set(self._coming) - set(self._resident)
+        assert len(self._early) <= (EARLY if self._slots.threads else 0)
         being_read = sum(slot.loading is not None for slot in self._resident.values())
         assert self.counters.loads == self.counters.misses - being_read
         assert len(self._resident) - being_read == self.counters.loads - self.counters.evictions
 
     def _look_ahead(self) -> None:
-        """Decide what can be decided before its turn, so that threads read while others are computed."""
-        if self._slots.threads:
-            while self._coming:
-                key = next(iter(self._coming))
-                if self._decide(key, may_wait=True) is None:
-                    return
-                del self._coming[key]
+        """Decide what can be decided before its turn, so that threads read while others are computed.
+
+        Where it ends, who would have to leave was not computed yet. Who is missing is known all the same, so that the
+        next are read into memory beside the budget, until somebody has left for them.
+        """
+        if not self._slots.threads:
+            return
+        while self._coming:
+            key = next(iter(self._coming))
+            if self._decide(key, may_wait=True) is None:
+                break
+            del self._coming[key]
+        for key in self._coming:
+            if len(self._early) == EARLY:
+                break
+            if key not in self._resident and key not in self._early:
+                self._early[key] = self._slots.start(self._segments[key])
 
     def _decide(self, key: ExpertKey, *, may_wait: bool) -> Slot | None:
         """Count a hit, or make room and begin to read; None if one that was not computed yet would have to leave."""
@@ -198,7 +215,8 @@ class ExpertCache:
                     )
                 self._evict(*found)
             self.counters.misses += 1
-            slot = self._resident[key] = self._slots.start(segment)
+            slot = self._early.pop(key) if key in self._early else self._slots.start(segment)
+            self._resident[key] = slot
             self._used_bytes += segment.nbytes
         self._ahead[key] = slot
         slot.last_step = self.step
@@ -267,6 +285,11 @@ class ExpertCache:
         """Drop what was expected; what is being read is waited for, so that nothing is left half done."""
         self._current = None
         self._coming.clear()
+        for key, slot in list(self._early.items()):
+            with contextlib.suppress(CheckpointError):  # nobody asked for it
+                self._slots.finish(slot)
+            self._slots.release(slot)
+            del self._early[key]
         for key, slot in list(self._ahead.items()):
             self._finish(key, slot)
         self._ahead.clear()

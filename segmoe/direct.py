@@ -11,9 +11,9 @@ The bytes lie in memory as they do in the file's pages, so that what was proved 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
-import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,13 +23,15 @@ from segmoe.errors import CheckpointError
 from segmoe.manifest import Manifest, Segment
 from segmoe.mapping import Stretch, refuse_short, stretches
 from segmoe.memory import memory_bytes
+from segmoe.reader import OpenFiles
 
 OTHERS_BYTES = 700 << 20
 """What Python, torch and transformers take beside weights, with room for activations and for pages being read."""
 
-
 MOST_LEFT = 1.25
 """Where memory holds more than this times the budget, what is left is worth more as page cache."""
+
+_HUGE = 2 << 20
 
 
 def is_due(manifest: Manifest, experts: int | None, budget_bytes: int | None) -> bool:
@@ -52,12 +54,11 @@ class Direct:
     """Reads experts that may be mapped; several threads may use it."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, int | None] = {}
-        self._opening = threading.Lock()
+        self._files = OpenFiles(_open)
 
     def may_read(self, segment: Segment) -> bool:
         """Whether its file system reads past the page cache; some cannot."""
-        return all(self._descriptor(part.pieces[0].file) is not None for part in segment.parameters)
+        return all(self._files[part.pieces[0].file] >= 0 for part in segment.parameters)
 
     @staticmethod
     def room(segment: Segment) -> int:
@@ -77,14 +78,10 @@ class Direct:
 
     def close(self) -> None:
         """Close the shards; the next read opens them again."""
-        while self._files:
-            descriptor = self._files.popitem()[1]
-            if descriptor is not None:
-                os.close(descriptor)
+        self._files.close()
 
     def _fill(self, pages: torch.Tensor, stretch: Stretch) -> None:
-        descriptor = self._descriptor(stretch.file)
-        assert descriptor is not None
+        descriptor = self._files[stretch.file]
         into, done = memoryview(cast(Any, pages.numpy())), 0
         while done < stretch.end - stretch.begin:  # the last page of a file may be short
             try:
@@ -97,22 +94,25 @@ class Direct:
                 raise CheckpointError(f"{stretch.file} ended early while it was read; was it replaced?")
             done += count
 
-    def _descriptor(self, file: Path) -> int | None:
-        if file not in self._files:
-            with self._opening:
-                if file not in self._files:
-                    self._files[file] = _open(file)
-        return self._files[file]
+
+def huge_pages(nbytes: int) -> torch.Tensor:
+    """Memory of our own, uint8, in huge pages as far as they are full and the kernel has them."""
+    pages = mmap.mmap(-1, nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer = torch.frombuffer(pages, dtype=torch.uint8)
+    begin = -buffer.data_ptr() % _HUGE
+    with contextlib.suppress(OSError):  # a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // _HUGE * _HUGE)
+    return buffer[begin : begin + nbytes]
 
 
-def _open(file: Path) -> int | None:
-    """A descriptor that reads past the page cache, tried on the first page."""
-    descriptor = None
+def _open(file: Path) -> int:
+    """A descriptor that reads past the page cache, tried on the first page; -1 where there is none."""
+    descriptor = -1
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         os.preadv(descriptor, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
     except OSError:
-        if descriptor is not None:
+        if descriptor >= 0:
             os.close(descriptor)
-        return None
+        return -1
     return descriptor

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from segmoe.errors import CheckpointError
 from segmoe.manifest import Piece
 
 
+class OpenFiles:
+    """Descriptors by file, opened when they are first asked for; several threads may ask."""
+
+    def __init__(self, opened: Callable[[Path], int]) -> None:
+        self._opened = opened
+        self._files: dict[Path, int] = {}
+        self._opening = threading.Lock()
+
+    def __getitem__(self, file: Path) -> int:
+        if file not in self._files:
+            with self._opening:
+                if file not in self._files:
+                    self._files[file] = self._opened(file)
+        return self._files[file]
+
+    def close(self) -> None:
+        """Close all that were opened; who asks again gets new ones."""
+        while self._files:
+            descriptor = self._files.popitem()[1]
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
 class Reader:
     """Keeps the shards open and reads from them; several threads may use it, since reads carry their offset."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, int] = {}
-        self._opening = threading.Lock()
+        self._files = OpenFiles(_open)
 
     def read(self, pieces: Sequence[Piece], into: Sequence[memoryview]) -> None:
         """Fill each view with its piece's bytes; raise CheckpointError if a file ends early or cannot be read.
@@ -29,7 +51,7 @@ class Reader:
     def _read(self, first: Piece, views: list[memoryview]) -> None:
         offset, left = first.offset, sum(len(view) for view in views)
         try:
-            descriptor = self._descriptor(first.file)
+            descriptor = self._files[first.file]
             while left:
                 count = os.preadv(descriptor, views, offset)
                 if count == 0:
@@ -43,21 +65,16 @@ class Reader:
         except OSError as error:
             raise CheckpointError(f"{first.file} cannot be read at byte {offset:,}: {error}") from error
 
-    def _descriptor(self, file: Path) -> int:
-        found = self._files.get(file)
-        if found is None:
-            with self._opening:
-                found = self._files.get(file)
-                if found is None:
-                    found = self._files[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-                    if hasattr(os, "posix_fadvise"):  # with readahead, 1.3 to 1.5 times an expert's bytes were read
-                        os.posix_fadvise(found, 0, 0, os.POSIX_FADV_RANDOM)
-        return found
-
     def close(self) -> None:
         """Close the shards; the next read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.close()
+
+
+def _open(file: Path) -> int:
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    if hasattr(os, "posix_fadvise"):  # with readahead, 1.3 to 1.5 times an expert's bytes were read
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    return descriptor
 
 
 def runs(pieces: Sequence[Piece]) -> Iterator[list[int]]:

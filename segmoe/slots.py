@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from segmoe.direct import Direct
+from segmoe.direct import Direct, huge_pages
 from segmoe.errors import ConfigError
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
 from segmoe.mapping import Mapped, Mappings, drop, may_map
@@ -22,6 +22,9 @@ from segmoe.staging import Staging
 PACK_AFTER_USES = 10
 """Packing an expert of Qwen3-30B's width costs what 9 to 11 uses then gain (one row or 16, one thread or two), so it is
 done once the uses of an expert that stayed could have paid for it."""
+
+KEPT = 3
+"""Buffers kept for experts to come: what a cache reads early, and the one that has just left."""
 
 Tensors = Mapping[str, torch.Tensor | PackedWeight]
 
@@ -76,7 +79,7 @@ class Slots:
         self.threads = threads
         self._reader = Reader()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="segmoe-loader") if threads else None
-        self._spare: torch.Tensor | None = None
+        self._spare: list[torch.Tensor] = []
         self._staging = Staging(self.device) if staged or self.device.type != "cpu" else None
         self._mappings = Mappings() if mapped and self._staging is None else None
         self._direct = Direct() if direct and self._mappings is not None else None
@@ -86,9 +89,9 @@ class Slots:
         """Begin to read an expert; what fails is raised by `finish`."""
         slot = Slot(segment)
         if self._mappings is None or not may_map(segment):
-            slot.buffer = self._free(_size(segment))
+            slot.buffer = self._free(_size(segment), self._new)
         elif self._direct and self._direct.may_read(segment) and not self._mappings.is_cached(segment):
-            slot.buffer, slot.is_direct = self._free(self._direct.room(segment)), True
+            slot.buffer, slot.is_direct = self._free(self._direct.room(segment), huge_pages), True
         # the device may still be at work on what was in the buffer: the copy must come behind that
         behind = None if self._staging is None else self._staging.mark()
         if self._executor is None:
@@ -120,7 +123,7 @@ class Slots:
         return slot.tensors
 
     def release(self, slot: Slot) -> None:
-        """Take back a slot; one buffer is kept for the next expert."""
+        """Take back a slot; its buffer is kept for the next expert."""
         slot.tensors = {}
         self._give_back(slot)
 
@@ -129,24 +132,29 @@ class Slots:
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="segmoe-loader")
-        self._spare = None
+        self._spare.clear()
         self._reader.close()
         if self._mappings is not None:
             self._mappings.close()
         if self._direct is not None:
             self._direct.close()
 
-    def _free(self, nbytes: int) -> torch.Tensor:
-        """The kept buffer, or a new one if its size is another."""
-        spare, self._spare = self._spare, None
-        if spare is None or len(spare) != nbytes:
-            with torch.inference_mode(False):
-                spare = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-        return spare
+    def _free(self, nbytes: int, new: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """A kept buffer, or a new one if none is of this size."""
+        for place, spare in enumerate(self._spare):
+            if len(spare) == nbytes:
+                return self._spare.pop(place)
+        with torch.inference_mode(False):
+            return new(nbytes)
+
+    def _new(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def _give_back(self, slot: Slot) -> None:
         if slot.buffer is not None:
-            self._spare, slot.buffer = slot.buffer, None
+            self._spare.append(slot.buffer)
+            slot.buffer = None
+            del self._spare[:-KEPT]
         if slot.mapped is not None:
             drop(slot.mapped)
             slot.mapped = None

@@ -9,12 +9,14 @@ back to its host (free page reporting) and gets it anew page by page; brought an
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import click
 import torch
@@ -23,6 +25,7 @@ from rich.table import Table
 
 from segmoe.building import read_config
 from segmoe.checkpoint import open_checkpoint
+from segmoe.direct import huge_pages
 from segmoe.locating import build_manifest
 from segmoe.manifest import Segment
 from segmoe.slots import Slot, Slots
@@ -40,6 +43,13 @@ def use(slot: Slot) -> None:
     """Read every byte of an expert once."""
     for tensor in slot.tensors.values():
         tensor.view(torch.int64).sum()
+
+
+def small_pages(nbytes: int) -> torch.Tensor:
+    """Memory that the kernel gives page by page."""
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def milliseconds(call: Callable[[], None]) -> float:
@@ -106,13 +116,16 @@ def main(folder: Path, experts: int) -> None:
     files = sorted({piece.file for segment in found for part in segment.parameters for piece in part.pieces})
     table = Table("way", "cold", "first use", "second use", "cached", "read from disk, times its bytes")
     table.add_row("buffered read", *buffered(chosen, files))
-    for name, slots in {
-        "copied": Slots(mapped=False),
-        "mapped": Slots(),
-        "past the page cache": Slots(direct=True),
-    }.items():
+    ways = (
+        ("copied", Slots(mapped=False), huge_pages),
+        ("mapped", Slots(), huge_pages),
+        ("past the page cache", Slots(direct=True), huge_pages),
+        ("and into small pages", Slots(direct=True), small_pages),
+    )
+    for name, slots, pages in ways:
         drop_cached(files)
-        table.add_row(name, *through(slots, chosen, files))
+        with mock.patch("segmoe.slots.huge_pages", pages):
+            table.add_row(name, *through(slots, chosen, files))
     Console().print(
         f"Median milliseconds of {len(chosen) - 1} experts of {chosen[0].nbytes / 1e6:.1f} MB", table, sep="\n"
     )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmoe.cache import ExpertCache
+from segmoe.cache import EARLY, ExpertCache
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded
 from segmoe.manifest import ExpertParameter, Piece, Segment
@@ -122,6 +122,43 @@ def test_a_pinned_expert_is_never_the_one_that_leaves(segments) -> None:
     cache.pin(other)
     with pytest.raises(ConfigError, match="all 2 experts in memory are pinned"):
         cache.get(keys[0])
+
+
+def test_what_comes_next_is_read_before_somebody_left_for_it(segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, begun = Slots(threads=1), []
+    start = slots.start
+    monkeypatch.setattr(slots, "start", lambda segment: begun.append(segment.key.expert) or start(segment))
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=3, slots=slots)
+    keys = list(segments)
+    cache.expect(keys)
+    assert begun == list(range(3 + EARLY)) and len(cache) == 3
+    cache.get(keys[0])
+    assert begun == list(range(3 + EARLY)), "nobody has left yet"
+    cache.get(keys[1])
+    assert begun == list(range(4 + EARLY)) and keys[0] not in cache
+    cache.expect(keys[:1])
+    assert (cache.get(keys[0])["w"] == 0).all()
+    assert cache.counters.misses == 5, "what was read early for nobody counts nowhere"
+    cache.check_integrity()
+    cache.close()
+
+
+def test_an_early_read_that_fails_is_told_to_those_who_ask_for_it(segments, tmp_path) -> None:
+    keys = list(segments)
+    part = segments[keys[2]].parameters[0]
+    lost = replace(part, pieces=(Piece(tmp_path / "gone", 0, SIZE),))
+    segments = {**segments, keys[2]: replace(segments[keys[2]], parameters=(lost,))}
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=1, slots=Slots(threads=1))
+    cache.expect(keys[:3])
+    assert (cache.get(keys[0])["w"] == 0).all()
+    cache.expect(keys[3:4])
+    assert (cache.get(keys[3])["w"] == 3).all()
+    cache.expect(keys[1:3])
+    assert (cache.get(keys[1])["w"] == 1).all()
+    with pytest.raises(CheckpointError, match="gone cannot be read"):
+        cache.get(keys[2])
+    cache.check_integrity()
+    cache.close()
 
 
 @pytest.mark.parametrize("threads", [0, 2])
