@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from observer.db.session import BUSY_TIMEOUT_MS
 from observer.db.windows import make_room
+from observer.db.writer import whole_windows
 from observer.runs import find_run, locked
 from observer.trace import trace_folder
 
@@ -28,15 +29,20 @@ DETAIL = {
 
 
 def prune(engine: Engine, run: str, *, windows: int | None = None, drop: Collection[str] = ()) -> None:
-    """Keep at most so many windows of a run, and drop what is named; raise RunIsLive if it goes on."""
+    """Keep at most so many windows of a run, and drop what is named; raise RunIsLive if it goes on.
+
+    Windows that were cut short stay as they are until the run goes on, which takes them back and writes them anew.
+    """
     db = Path(engine.url.database or "")
     run_id = find_run(engine, run)["run_id"]
     with locked(db, run_id, run):
         with engine.begin() as connection:
+            whole = None if "state" in drop else whole_windows(connection, run_id)
             if windows is not None:
-                make_room(connection, run_id, windows + 1)
+                make_room(connection, run_id, windows + 1, below=whole)
             for name in drop:
-                connection.exec_driver_sql(f"DELETE FROM {DETAIL[name]} WHERE run_id = ?", (run_id,))
+                kept = "" if whole is None or name != "expert-windows" else f" AND window_index < {whole}"
+                connection.exec_driver_sql(f"DELETE FROM {DETAIL[name]} WHERE run_id = ?{kept}", (run_id,))
         if "trace" in drop:
             shutil.rmtree(trace_folder(db, run_id), ignore_errors=True)
 

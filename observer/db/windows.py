@@ -41,12 +41,14 @@ class Held(NamedTuple):
     tokens: int
 
 
-def make_room(connection: Connection, run_id: int, most: int) -> None:
-    """Merge windows of the run until one more may be added."""
+def make_room(connection: Connection, run_id: int, most: int, *, below: int | None = None) -> None:
+    """Merge windows of the run until one more may be added; those from the index `below` on stay as they are."""
     rows = connection.exec_driver_sql(
         "SELECT window_index, phase, tokens FROM score_window WHERE run_id = ? ORDER BY window_index", (run_id,)
     )
-    held = [Held(*tuple(row)) for row in rows]
+    windows = [Held(*tuple(row)) for row in rows]
+    held = [window for window in windows if below is None or window.window_index < below]
+    most -= len(windows) - len(held)
     while len(held) >= most and (pair := choose(held)) is not None:
         first, second = pair
         merge(connection, run_id, first.window_index, second.window_index)

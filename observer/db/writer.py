@@ -119,10 +119,7 @@ class Writer:
         """Go on with a run: open it again, drop its windows that were cut short, return its state (None: no state)."""
         self.run_id = run_id
         with self._transaction() as connection:
-            found = connection.exec_driver_sql(
-                "SELECT content FROM run_state WHERE run_id = ? AND name = ?", (run_id, STATE)
-            ).first()
-            state = None if found is None else unpack(found[0])
+            state = read_state(connection, run_id)
             begun = connection.exec_driver_sql("SELECT sequences, passes FROM run WHERE run_id = ?", (run_id,)).one()
             if state is None and any(begun):
                 raise DatabaseError(
@@ -291,6 +288,20 @@ def _committing(engine: Engine) -> Iterator[Connection]:
 
 def _path(engine: Engine) -> Path:
     return Path(engine.url.database or "")
+
+
+def read_state(connection: Connection, run_id: int) -> Arrays | None:
+    """What a run goes on from; None before it was first recorded, and once it was dropped."""
+    found = connection.exec_driver_sql(
+        "SELECT content FROM run_state WHERE run_id = ? AND name = ?", (run_id, STATE)
+    ).first()
+    return None if found is None else unpack(found[0])
+
+
+def whole_windows(connection: Connection, run_id: int) -> int | None:
+    """How many score windows of a run were not cut short; None if nobody knows, and it cannot go on."""
+    state = read_state(connection, run_id)
+    return None if state is None else int(state["observation/windows_total"])
 
 
 def _expert_window(run_id: int, rows: ExpertWindowRows) -> Any:

@@ -193,6 +193,21 @@ def test_a_job_that_goes_on_ends_as_if_it_had_never_stopped(
     assert ask(db, "SELECT attempts FROM v_run") == [(5,)]
 
 
+def test_a_run_that_is_pruned_before_it_goes_on_counts_nothing_twice(
+    tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    db = tmp_path / "r.db"
+    for batches, options in ((2, ["--windows", 4]), (1, ["--drop", "expert-windows"]), (1, ["--windows", 4])):
+        assert run_job(config(db, **WHOLE), Stopping(batches)).status == "cancelled"
+        assert observer("db", "prune", "--db", db, "--run", "it", *options).exit_code == 0
+    assert run_job(config(db, **WHOLE), JobProgress()).status == "done"
+    found = everything(db)
+    for table in set(uninterrupted) - {"expert_window", "score_window"}:  # merged at other times
+        assert found[table] == uninterrupted[table], table
+    sums = "SELECT SUM(hits), SUM(misses), SUM(loads), SUM(tokens) FROM"
+    assert ask(db, f"{sums} score_window") == ask(db, f"{sums} run")
+
+
 def test_a_signal_ends_the_job_after_the_step_as_cancelled(tmp_path: Path) -> None:
     result = run_job(config(tmp_path / "r.db", batch=2, limit=20), Interrupting())
     assert result.status == "cancelled"
