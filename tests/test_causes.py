@@ -10,8 +10,8 @@ import torch
 from scipy.stats import chi2_contingency, spearmanr
 
 from segmoe.embedded import MODEL
-from tests.benchmarks.causes import CAUSES, LATELY, SELDOM, WINDOW, Past, Stock, causes, chi_squared
-from tests.benchmarks.validity import correlations, pooled_response, response, verdict
+from tests.benchmarks.causes import CAUSES, LATELY, OTHERS, SELDOM, WINDOW, Past, Stock, causes, chi_squared
+from tests.benchmarks.validity import correlations, partial_correlation, pooled_response, response, verdict
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,7 @@ def test_past_counts_as_a_counter_of_all_windows_does() -> None:
                for pair in combinations(token[layer].tolist(), 2)]  # fmt: skip
         shares = [sum(pairs[pair] <= times for pair in now) / len(now) for times in (SELDOM, 0, 10)]
         np.testing.assert_allclose(found[number][[1, 3, 4]], shares)
+        assert found[number][5] == pytest.approx(-sum(math.log1p(pairs[pair]) for pair in now) / len(now))
         lately = sum(singles[-LATELY:], Counter())
         mine = Counter((layer, int(expert)) for token in window for layer in range(layers) for expert in token[layer])
         total = min(number, LATELY) * WINDOW * k + experts
@@ -100,7 +101,7 @@ def test_causes_leave_the_past_as_it_was_and_another_texts_picks_only_move_what_
     past = Past(*one.picks.shape[1:2], stock.experts)
     past.read(warm.picks)
     first = causes(one, past)
-    assert np.array_equal(causes(one, past), first) and first.shape == (2, len(CAUSES) + 3)
+    assert np.array_equal(causes(one, past), first) and first.shape == (2, len(CAUSES) + len(OTHERS))
     picked = causes(stock.picking(one, other.picks), past)
     np.testing.assert_array_equal(picked[:, [2, 3]], first[:, [2, 3]])
     assert (picked[:, [0, 1, 4]] != first[:, [0, 1, 4]]).all()
@@ -150,3 +151,13 @@ def test_a_level_of_its_own_hides_a_move_only_from_what_is_pooled() -> None:
     unchanged = rng.normal(size=(200, 4)) + 100.0 * rng.normal(size=(200, 1))
     changed = unchanged + 1.0
     assert response(unchanged, changed).signs == "+" and pooled_response(unchanged, changed).signs == "0"
+
+
+def test_a_partial_correlation_is_that_of_residuals() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
+    x -= x.mean(axis=0)
+    left = [x[:, i] - x[:, 2:] @ np.linalg.lstsq(x[:, 2:], x[:, i])[0] for i in (0, 1)]
+    r = np.corrcoef(x, rowvar=False)
+    assert partial_correlation(r, 0, 1, [2, 3, 4]) == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert partial_correlation(np.ones((3, 3)), 0, 1, [2]) == 0.0

@@ -16,7 +16,8 @@ is right if it moves where, and only where, its cause does (convergent and discr
 - conflict: mean over tokens and layers of 1 - mean cosine over pairs of the picked experts' outputs. The score's figure
   is (1 - 1/k) times it, computed from a sum of unit vectors that a running model tells: as with reward.
 
-Windows are of 32 tokens; what was read before is told by `Past`.
+Windows are of 32 tokens; what was read before is told by `Past`. Added afterwards, to find out why novelty did not keep
+to its cause, which is 0 in half of all windows: minus the mean of ln(1 + count) over the window's pairs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ WINDOW = 32  # tokens
 LATELY = 12  # windows
 SELDOM = 3  # times
 CAUSES = ("surprise", "novelty", "arousal", "reward", "conflict")
-OTHERS = {"surprise by chi-squared": 0, "novelty of unseen pairs": 1, "novelty of pairs seen at most 10 times": 1}
+OTHERS = {
+    "surprise by chi-squared": 0,
+    "novelty of unseen pairs": 1,
+    "novelty of pairs seen at most 10 times": 1,
+    "novelty by ln(1 + count)": 1,
+}
 """Other causes, in the columns after the five, and the dimension that each is a cause of."""
 
 
@@ -119,7 +125,7 @@ class Past:
         self.pairs = np.zeros((layers, experts, experts), np.int64)
 
     def read(self, picks: Index) -> Array:
-        """Surprise, novelty and the three other causes of each window, [window, 5]; then the text is past.
+        """Surprise, novelty and the other causes of each window, [window, 6]; then the text is past.
 
         `picks` are a text's, [tokens, layers, k].
         """
@@ -136,7 +142,7 @@ class Past:
         np.add.at(self.pairs, place, 1)
         self.lately.append(now.astype(np.float64))
         seldom, never, often = (float((seen <= times).mean()) for times in (SELDOM, 0, 10))
-        return surprisal(now, before), seldom, chi_squared(now, before), never, often
+        return surprisal(now, before), seldom, chi_squared(now, before), never, often, -float(np.log1p(seen).mean())
 
 
 def surprisal(now: Array, before: Array) -> float:
@@ -164,7 +170,7 @@ def chi_squared(now: Array, before: Array) -> float:
 
 
 def causes(reading: Reading, past: Past) -> Array:
-    """The causes of each window of a text read after `past`, which stays as it is: [window, 5 + 3]."""
+    """The causes of each window of a text read after `past`, which stays as it is: [window, 5 + 4]."""
     surprise, novelty, *others = copy.deepcopy(past).read(reading.picks).T
     cuts = range(WINDOW, len(reading.picks), WINDOW)
     arousal, reward, conflict = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import segmoe
 from observer.observation import Observation, TextRef
-from observer.salience import DIMENSIONS
+from observer.salience import DIMENSIONS, Salience, Scorer, Window
 from segmoe.embedded import MODEL
 from segmoe.events import Event, Routed
 from tests.benchmarks.causes import WINDOW, Array, Index, Past, Stock, causes
@@ -42,6 +42,19 @@ class Response(NamedTuple):
     causes: Pair | None
 
 
+class Remembering(Scorer):
+    """Keeps the figures before calibration, of which an observer records the scores only."""
+
+    def __init__(self, layers: int, experts: int) -> None:
+        super().__init__(layers, experts)
+        self.figures: list[Array] = []
+
+    def score(self, window: Window) -> Salience:
+        found = super().score(window)
+        self.figures.append(np.where(np.array(DIMENSIONS) == "reward", -found.raw, found.raw))  # its NLL, turned
+        return found
+
+
 class Listener:
     """A model and an observation that listens to it; `scores` reads a sequence."""
 
@@ -50,6 +63,8 @@ class Listener:
         sizes = {key: segment.nbytes for key, segment in manifest.experts.items()}
         self.observation = Observation(sizes, DOMAINS, window_tokens=10**9)
         self.model = segmoe.load(MODEL, sink=self, capture="contribution")
+        self.scorer = Remembering(*self.observation.details["model"].scorer.surprise.routing.shape)
+        self.observation.details["model"].scorer = self.scorer
         self._texts = 0
         self._picks: list[np.ndarray] = []
 
@@ -58,19 +73,16 @@ class Listener:
             self._picks.append(event.topk_ids)
         self.observation.take(event)
 
-    @property
-    def scorer(self) -> Any:
-        return self.observation.details["model"].scorer
-
     def scores(self, ids: list[int]) -> Array:
-        """Five scores of each 32-token window, [window, 5]."""
+        """Five scores of each 32-token window and the five figures that they are of, [window, 5 + 5]."""
         self.observation.begin([TextRef(self._texts, DOMAINS[0])], evidence=True)
         self._texts += 1
-        self._picks = []
+        self._picks, self.scorer.figures = [], []
         with torch.inference_mode():
             self.model(input_ids=torch.tensor([ids]), use_cache=False)
         (rows,) = self.observation.take_salience()
-        return np.stack([getattr(rows, name) for name in DIMENSIONS], axis=1)
+        scores = np.stack([getattr(rows, name) for name in DIMENSIONS], axis=1)
+        return np.concatenate((scores, self.scorer.figures), axis=1)
 
     def picks(self, ids: list[int]) -> np.ndarray:
         """The experts that a sequence's tokens pick, [tokens, layers, k]."""

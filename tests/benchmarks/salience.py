@@ -14,7 +14,7 @@ A few sequences are enough to see it run, and leave most cells open.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import click
@@ -30,6 +30,7 @@ from tests.benchmarks.responses import AGAINST, WARM_SEQUENCES, Found, Pair, gat
 from tests.benchmarks.validity import NEAR, Interval, correlations, pooled_response, response, verdict
 
 Measure = Callable[[Array, Array], Interval]
+OTHER_CAUSES = (len(DIMENSIONS), len(DIMENSIONS) + len(OTHERS) - 1, 2, 3, 4)  # columns
 
 
 class Cell(NamedTuple):
@@ -105,13 +106,19 @@ def tally(rows: Rows) -> str:
     return f"{counted(cells)} ({', '.join(parts)}); should move: {counted(moves)}; should not: {counted(stays)}"
 
 
-def moves(found: Found) -> tuple[Array, Array]:
+def figures(found: Found) -> Found:
+    """The figures before calibration in place of the scores."""
+    d = len(DIMENSIONS)
+    return Found({name: Pair(*(side[..., d:] for side in pair)) for name, pair in found.scores.items()}, found.causes)
+
+
+def moves(found: Found, columns: Sequence[int] = range(len(DIMENSIONS))) -> tuple[Array, Array]:
     """Scores and causes of each changed window less those of the unchanged one at its place, [sequence, window, 5]."""
     names = [name for name in found.causes if name not in INTERVENTIONS and name not in AGAINST]
     scores, causes = (
         np.concatenate([kind[name].changed - kind[name].unchanged for name in names], axis=1) for kind in found
     )
-    return scores, causes[..., : len(DIMENSIONS)]
+    return scores[..., : len(DIMENSIONS)], causes[..., list(columns)]
 
 
 def levels(found: Found) -> tuple[Array, Array]:
@@ -120,7 +127,7 @@ def levels(found: Found) -> tuple[Array, Array]:
     scores, causes = (
         np.concatenate([kind[names[0]].unchanged, *(kind[name].changed for name in names)], axis=1) for kind in found
     )
-    return scores, causes[..., : len(DIMENSIONS)]
+    return scores[..., : len(DIMENSIONS)], causes[..., : len(DIMENSIONS)]
 
 
 def table(title: str, rows: Rows) -> Table:
@@ -154,10 +161,13 @@ def report(found: Found, console: Console) -> None:
     console.print(f"windows pooled: {tally(text_cells(found, measure=pooled_response))}")
     for number, (name, dimension) in enumerate(OTHERS.items()):
         console.print(f"{name}: {tally(text_cells(found, {dimension: len(DIMENSIONS) + number}))}")
+    console.print(f"figures before calibration: {tally(text_cells(figures(found)))}")
     console.print(f"shuffled scores: {tally(text_cells(shuffled(found)))}\n")
     for title, values in (
         ("moves", moves(found)),
         ("windows as they are", levels(found)),
+        ("moves, by chi-squared and ln(1 + count)", moves(found, OTHER_CAUSES)),
+        ("the same of figures before calibration", moves(figures(found), OTHER_CAUSES)),
         ("moves of shuffled scores", moves(shuffled(found))),
     ):
         spearman, partial = correlations(*values)

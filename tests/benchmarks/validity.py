@@ -118,12 +118,13 @@ def _correlations(scores: Array, causes: Array) -> Correlations:
 
 
 def partial_correlation(r: Array, one: int, other: int, given: list[int]) -> float:
-    """Correlation of what the given ones leave of two, by the inverse of their correlation matrix.
+    """Correlation of what the given ones leave of two; 0 where they leave nothing.
 
     >>> r = np.array([[1, 0.36, 0.6], [0.36, 1, 0.6], [0.6, 0.6, 1]])  # 0.36 = 0.6 x 0.6: all of it is the third's
     >>> round(abs(partial_correlation(r, 0, 1, [2])), 9)
     0.0
     """
-    chosen = [one, other, *given]
-    inverse = np.linalg.inv(r[np.ix_(chosen, chosen)])
-    return float(-inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1]))
+    two = [one, other]
+    shared = r[np.ix_(two, given)]
+    left = r[np.ix_(two, two)] - shared @ np.linalg.pinv(r[np.ix_(given, given)], hermitian=True) @ shared.T
+    return float(left[0, 1] / np.sqrt(left[0, 0] * left[1, 1])) if left.diagonal().min() > 1e-9 else 0.0
