@@ -7,10 +7,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from scipy.stats import chi2_contingency, spearmanr
 
 from segmoe.embedded import MODEL
+from tests.benchmarks import salience, validity
 from tests.benchmarks.causes import CAUSES, LATELY, OTHERS, SELDOM, WINDOW, Past, Stock, causes, chi_squared
+from tests.benchmarks.expectations import INTERVENTIONS
+from tests.benchmarks.responses import Pair, Response, gathered
 from tests.benchmarks.validity import correlations, partial_correlation, pooled_response, response, verdict
 
 
@@ -161,3 +165,37 @@ def test_a_partial_correlation_is_that_of_residuals() -> None:
     r = np.corrcoef(x, rowvar=False)
     assert partial_correlation(r, 0, 1, [2, 3, 4]) == pytest.approx(np.corrcoef(*left)[0, 1])
     assert partial_correlation(np.ones((3, 3)), 0, 1, [2]) == 0.0
+
+
+def imagined(sequences: int) -> list[Response]:
+    """Scores that follow their causes where a text is changed; interventions that change nothing."""
+    rng = np.random.default_rng(0)
+    names = ("known domain", "unseen domain", "known domain, its own text", "unseen domain, its own text")
+    found = []
+    for _ in range(sequences):
+        for number, name in enumerate((*names, *INTERVENTIONS)):
+            d = len(CAUSES) + len(OTHERS)
+            causes = Pair(*rng.normal(size=(2, 4, d)) + np.array([0, 2.0 * (number < len(names))])[:, None, None])
+            scores = [np.tile(side[:, : len(CAUSES)], 2) for side in causes]
+            changed = scores[1] if name in names else scores[0]
+            found.append(Response(name, Pair(np.tanh(scores[0]), np.tanh(changed)), causes))
+    return found
+
+
+def test_the_command_finds_scores_that_follow_and_shuffled_ones_that_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "SAMPLES", 10)
+    monkeypatch.setattr(salience, "responses", lambda sequences, warm, say: iter(imagined(sequences)))
+    outcome = CliRunner().invoke(salience.main, ["--sequences", "200"], catch_exceptions=False)
+    lines = outcome.output.splitlines()
+    follow, knows_nothing = (next(line for line in lines if line.startswith(start)) for start in (
+        "figures before calibration: ", "shuffled scores: "))  # fmt: skip
+    assert "should move: agree 20, disagree 0, open 0 of 20" in follow
+    assert "should move: agree 0, disagree 20, open 0 of 20" in knows_nothing
+    assert "own cause is closest: 5 of 5" in outcome.output
+
+
+def test_unseen_is_compared_with_known() -> None:
+    found = gathered(iter(imagined(2)))
+    both = found.scores["unseen against known domain"]
+    assert np.array_equal(both.unchanged, found.scores["known domain"].changed)
+    assert np.array_equal(both.changed, found.scores["unseen domain"].changed) and both.changed.shape == (2, 4, 10)
