@@ -37,7 +37,8 @@ def interventions(
 ) -> dict[str, Intervention]:
     """Name -> a context in which the sequence of these ids is heard otherwise from `start` on.
 
-    `other` are the ids [rows, layers, k] that the tokens of another text picked.
+    `other` are the ids [rows, layers, k] that the tokens of a text picked that was read before: pairs of one that was
+    not would be new, and novelty right to rise.
     """
     hidden = model.config.get_text_config().hidden_size
     direction = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=hidden)).float(), dim=0)
@@ -67,8 +68,8 @@ def interventions(
 
     exchanged = from_start(lambda _, ids, weights: (exchange(ids, rng), weights))
     return {
-        "picks are another text's, in name": lambda: told(from_start(elsewhere)),
-        "picks are another text's": lambda: done(from_start(elsewhere)),
+        "picks are a read text's, in name": lambda: told(from_start(elsewhere)),
+        "picks are a read text's": lambda: done(from_start(elsewhere)),
         "partners exchanged, in name": lambda: told(exchanged),
         "partners exchanged": lambda: done(exchanged),
         "weights more even": lambda: done(from_start(powered(1 / STRENGTH))),
