@@ -1,10 +1,10 @@
 """Experts read past the page cache, into memory of our own, where memory holds the budget and little more.
 
 What the page cache would keep there, it drops again before it is asked for; until then it takes memory that experts
-could have, and a thread's time for each page. Measured by tests/benchmarks/mapping.py for experts of
-Qwen3-30B's width (9.4 MB, 2 cores of a virtual machine): 10.0 ms from the disk and 0.7 for the first use, where a copy
-through the cache takes 13.9 and 0.6, and a mapped expert 12.6 and 22.8, since its pages are new to the machine. Under a
-cap of half a model prefill gained a fifth, decoding little, and the first dozen tokens came twice as fast.
+could have, and a thread's time for each page. Measured by tests/benchmarks/mapping.py for experts of Qwen3-30B's width
+(9.4 MB, 2 cores of a virtual machine): 5.0 to 5.5 ms from the disk into huge pages, 6.6 to 8.5 into small ones, of which
+a request to the disk takes only so many, and 0.3 to 0.4 for the first use. A copy through the cache takes 11.3 to 12.6
+and 0.5, a mapped expert 10.9 to 11.7 and 20 to 21, since its pages are new to the machine.
 
 The bytes lie in memory as they do in the file's pages, so that what was proved for mapped experts holds for these.
 """
@@ -29,7 +29,8 @@ OTHERS_BYTES = 700 << 20
 """What Python, torch and transformers take beside weights, with room for activations and for pages being read."""
 
 MOST_LEFT = 1.25
-"""Where memory holds more than this times the budget, what is left is worth more as page cache."""
+"""Where memory holds more than this times the budget, what is left is worth more as page cache; chosen between what was
+measured: at 1.0 reading past it won, at 6.4 it lost."""
 
 _HUGE = 2 << 20
 

@@ -47,8 +47,9 @@ def load(
 ) -> Any:
     """Return the stock transformers model of a checkpoint, with at most `experts` (or `budget` bytes) in memory.
 
-    The budget covers experts of all layers together and not the other weights, which are always in memory. Without
-    one, all experts may stay in memory once they were used. The model's `segmoe` attribute is its `Runtime`.
+    The budget covers experts of all layers together and not the other weights, which are always in memory; threads may
+    be reading two experts beside it. Without one, all experts may stay in memory once they were used. The model's
+    `segmoe` attribute is its `Runtime`.
     `capture` says how much a `sink` is told: "off" (residency and steps only), "counts", "routing" or "contribution";
     `select` of which layers, by component: `{"thinker": range(24)}`.
     `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the

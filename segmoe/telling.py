@@ -92,13 +92,12 @@ def _contributions(alike: Sequence[Picks]) -> list[Contribution | None]:
 def _counted(alike: Sequence[Picks], ids: NDArray[np.int64], weights: NDArray[np.float32]) -> Iterator[Counted]:
     """Count each sequence's picks of each expert in layers of the same tokens, without padding."""
     tokens, experts, layers = alike[0].tokens, alike[0].place.num_experts, len(alike)
-    real = tokens.position >= 0
-    sequences = int(tokens.sequence.max(initial=-1)) + 1
-    shape, size = (layers, sequences, experts), layers * sequences * experts
-    row = np.arange(layers)[:, None] * sequences + tokens.sequence[real]
-    cell = (row[..., None] * experts + ids[:, real]).ravel()
-    uses = np.bincount(cell, minlength=size).astype(np.int32).reshape(shape)
-    sums = np.bincount(cell, weights[:, real].ravel(), size).astype(np.float32).reshape(shape)
+    if len(tokens.position) == 1 and tokens.position[0] >= 0:  # decoding one text: no two picks are of one expert
+        uses, sums = np.zeros((layers, 1, experts), np.int32), np.zeros((layers, 1, experts), np.float32)
+        picked = np.arange(layers)[:, None], 0, ids[:, 0]
+        uses[picked], sums[picked] = 1, weights[:, 0]
+    else:
+        uses, sums = _sums(tokens, experts, ids, weights)
     for number, one in enumerate(alike):
         yield Counted(
             step=one.step,
@@ -108,3 +107,16 @@ def _counted(alike: Sequence[Picks], ids: NDArray[np.int64], weights: NDArray[np
             uses=uses[number],
             weights=sums[number],
         )
+
+
+def _sums(
+    tokens: Tokens, experts: int, ids: NDArray[np.int64], weights: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Picks and sum of their weights, both [layers, sequences, experts]; ids and weights are [layers, rows, k]."""
+    real = tokens.position >= 0
+    layers, sequences = len(ids), int(tokens.sequence.max(initial=-1)) + 1
+    shape, size = (layers, sequences, experts), layers * sequences * experts
+    row = np.arange(layers)[:, None] * sequences + tokens.sequence[real]
+    cell = (row[..., None] * experts + ids[:, real]).ravel()
+    uses = np.bincount(cell, minlength=size).astype(np.int32).reshape(shape)
+    return uses, np.bincount(cell, weights[:, real].ravel(), size).astype(np.float32).reshape(shape)

@@ -15,12 +15,13 @@ from safetensors import safe_open
 
 import segmoe
 from segmoe.embedded import MODEL
-from segmoe.events import Event, Routed
+from segmoe.events import Routed
 from segmoe.survey import survey
 from tests.benchmarks import hub, mapping, memory, residency, wide
 from tests.benchmarks.contender import Contender, DiedError
 from tests.benchmarks.interventions import interventions
 from tests.benchmarks.memory import NoCapError, Peak, hard_cap, read_rate, resident
+from tests.tiny import RecordingSink
 
 
 @pytest.fixture(scope="module")
@@ -120,28 +121,17 @@ def test_the_ways_of_bringing_an_expert_are_told_apart(small: Path, monkeypatch:
     assert all(way in outcome.output for way in ("buffered", "copied", "mapped"))
 
 
-class Recording:
-    """A sink that keeps what was picked."""
-
-    def __init__(self) -> None:
-        self.routed: list[Routed] = []
-
-    def emit(self, event: Event, /) -> None:
-        if isinstance(event, Routed):
-            self.routed.append(event)
-
-
 def test_an_intervention_changes_what_is_heard_and_nothing_that_is_computed() -> None:
-    sink = Recording()
+    sink = RecordingSink()
     model = segmoe.load(MODEL, sink=sink, capture="contribution")
     ids = torch.randint(5, 4000, (1, 64), generator=torch.Generator().manual_seed(1))
 
     def heard() -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
-        sink.routed = []
+        sink.events.clear()
         with torch.inference_mode():
             logits = model(input_ids=ids).logits
-        picks, weights = ([getattr(one, name) for one in sink.routed] for name in ("topk_ids", "topk_weights"))
-        units = [one.contribution.sum_unit_norm for one in sink.routed]
+        picks, weights = ([getattr(one, name) for one in sink.of(Routed)] for name in ("topk_ids", "topk_weights"))
+        units = [one.contribution.sum_unit_norm for one in sink.of(Routed)]
         return logits, np.stack(picks, 1), np.stack(weights, 1), np.stack(units, 1)
 
     logits, *before = heard()

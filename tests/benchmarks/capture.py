@@ -7,8 +7,8 @@ the observer differs. It is measured in two ways.
 
 Timed by itself: the CPU time of all that the model's thread does for the observer, each call of it timed, as a share of
 an unobserved pass. What it does to the rest of the pass, such as emptying a processor's cache, is not in it; the clock
-is. A method of ours stands in the way of taking an expert's rows, which the model does anyway: they are taken once more
-without it, and that time does not count.
+is. A method of ours stands in the way of taking an expert's rows, which the model does anyway: what counts is how much
+longer that takes than without it, each after the rows were taken already.
 
 As a ratio: in a round every level and, twice, the unobserved model take a turn of the same tokens, in a random order: a
 prefill, or one token after it; or several, where the observer's thread is to work beside the next. A ratio is of one
@@ -105,13 +105,16 @@ class Timer:
             return plainly(hidden, self.timed(note))
 
         def rows(hidden: Watched, index: Any) -> torch.Tensor:
+            plain = hidden.plain
+            plain[index]  # whoever is first has to fetch them, the model too
+            began = time.thread_time()
             found: torch.Tensor = through_ours(hidden, index)
-            plain, began = hidden.plain, time.thread_time()
+            between = time.thread_time()
             plain[index]
-            self.seconds -= time.thread_time() - began
+            self.seconds += 2 * between - began - time.thread_time()
             return found
 
-        plainly, through_ours = self.timed(experts.watched), self.timed(Watched.__getitem__)
+        plainly, through_ours = self.timed(experts.watched), Watched.__getitem__
         places: tuple[tuple[Any, str], ...] = (
             (experts.Seam, "_tell"),
             (experts.Seam, "layer_done"),

@@ -60,7 +60,7 @@ class Bench:
     threads: int = 2
     rounds: int = 5
     limit_s: float = 30.0  # for the rounds of one task; then no further round begins
-    settling: int = 12  # passes of the prompt's length before anything is timed: experts that stay get packed
+    settling: int = 12  # turns before anything is timed: experts that stay get packed
     steps: int = 12
     prompt_tokens: int = 256
     caps: tuple[str, ...] = CAPS
@@ -74,6 +74,10 @@ class Bench:
             if seed > 1 and time.perf_counter() - began > self.limit_s:
                 return
             yield seed
+
+    def settle(self, contender: Contender) -> None:
+        """Decode until the budget is filled and experts that stay are packed."""
+        contender.run(seed=0, passes=self.settling * self.steps, tokens=1)
 
     @property
     def files(self) -> list[Path]:
@@ -185,6 +189,7 @@ def cold(bench: Bench) -> None:
         needed = found.non_expert_bytes + experts * one.expert_bytes + OTHERS_BYTES
         with hard_cap(needed + mmap.PAGESIZE) as cap, Contender(bench.threads, cap) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
+            bench.settle(contender)
             for task, work in bench.tasks.items():
                 for seed in bench.seeds():
                     turn = contender.run(seed=seed, cold=True, **work)
@@ -260,6 +265,8 @@ def _attempt(bench: Bench, cap_bytes: int, name: str, settings: dict[str, Any]) 
     try:
         with hard_cap(cap_bytes) as cap, Contender(bench.threads, cap) as contender:
             contender.open(bench.path, **settings)
+            if settings["kind"] == "segmoe":  # the others keep nothing from pass to pass
+                bench.settle(contender)
             for task, work in bench.tasks.items():
                 for seed in bench.seeds():
                     row.take_turn(contender, task, seed, watch=not seed, **work)

@@ -12,21 +12,11 @@ import segmoe
 from segmoe.embedded import MODEL
 from segmoe.events import CAPTURES, Counted, Event, Routed, StepDone
 from tests import tiny
+from tests.tiny import RecordingSink
 
 IDS = torch.randint(5, 4000, (3, 40), generator=torch.Generator().manual_seed(1))
 MASK = torch.ones_like(IDS)
 MASK[1, :9] = 0
-
-
-class Recording:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def emit(self, event: Event, /) -> None:
-        self.events.append(event)
-
-    def of(self, kind: type) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
 
 
 def stock(implementation: str = "eager") -> Any:
@@ -52,7 +42,7 @@ def test_listening_changes_no_bit_and_detaching_leaves_nothing(implementation: s
     before, keys = hooks(model), [set(vars(m)) for m in model.modules()]
     wanted = run(model)
     for capture in CAPTURES:
-        with segmoe.attach(model, Recording(), capture=capture):
+        with segmoe.attach(model, RecordingSink(), capture=capture):
             found = run(model)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
         assert hooks(model) == before and [set(vars(m)) for m in model.modules()] == keys
@@ -61,7 +51,7 @@ def test_listening_changes_no_bit_and_detaching_leaves_nothing(implementation: s
 
 def test_it_tells_what_a_segmented_model_tells() -> None:
     """The same events field by field, but for times and residency."""
-    one, other = Recording(), Recording()
+    one, other = RecordingSink(), RecordingSink()
     segmented = segmoe.load(MODEL, sink=one, capture="contribution")
     model = stock()
     segmoe.attach(model, other, capture="contribution")
@@ -83,7 +73,7 @@ def test_it_tells_what_a_segmented_model_tells() -> None:
 
 @pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
 def test_other_implementations_show_the_same_contributions(implementation: str) -> None:
-    one, other = Recording(), Recording()
+    one, other = RecordingSink(), RecordingSink()
     for name, sink in (("eager", one), (implementation, other)):
         model = stock(name).float()
         with segmoe.attach(model, sink, capture="contribution"), torch.no_grad():
@@ -96,7 +86,7 @@ def test_other_implementations_show_the_same_contributions(implementation: str) 
 
 @pytest.mark.parametrize("texts", [3, 1])
 def test_counts_are_the_sums_of_routing_without_padding(texts: int) -> None:
-    model, counts, routing = stock(), Recording(), Recording()
+    model, counts, routing = stock(), RecordingSink(), RecordingSink()
     for capture, sink in (("counts", counts), ("routing", routing)):
         with segmoe.attach(model, sink, capture=capture):
             run(model, texts)
@@ -114,7 +104,7 @@ def test_counts_are_the_sums_of_routing_without_padding(texts: int) -> None:
 
 @pytest.mark.parametrize("load", ["segmented", "stock"])
 def test_only_selected_layers_are_told_of_and_a_pause_is_silent(load: str) -> None:
-    sink = Recording()
+    sink = RecordingSink()
     if load == "segmented":
         model = segmoe.load(MODEL, sink=sink, capture="contribution", select={"model": [1, 3]})
         paused = model.segmoe.paused
@@ -135,15 +125,15 @@ def test_only_selected_layers_are_told_of_and_a_pause_is_silent(load: str) -> No
 def test_what_cannot_be_is_refused_with_a_sentence(tmp_path: Path) -> None:
     model = stock()
     with pytest.raises(segmoe.ConfigError, match="no capture level 'all'"):
-        segmoe.attach(model, Recording(), capture="all")  # type: ignore[arg-type]
+        segmoe.attach(model, RecordingSink(), capture="all")  # type: ignore[arg-type]
     with pytest.raises(segmoe.ConfigError, match="select names talker"):
-        segmoe.attach(model, Recording(), select={"talker": [0]})
+        segmoe.attach(model, RecordingSink(), select={"talker": [0]})
     with pytest.raises(segmoe.ConfigError, match=r"layers \[7\].*layers 0\.\.4"):
-        segmoe.load(MODEL, sink=Recording(), select={"model": [7]})
+        segmoe.load(MODEL, sink=RecordingSink(), select={"model": [7]})
     with pytest.raises(segmoe.Unsupported, match="give the sink to"):
-        segmoe.attach(segmoe.load(MODEL), Recording())
+        segmoe.attach(segmoe.load(MODEL), RecordingSink())
     with pytest.raises(segmoe.Unsupported, match="no routed experts"):
-        segmoe.attach(torch.nn.Linear(2, 2), Recording())
+        segmoe.attach(torch.nn.Linear(2, 2), RecordingSink())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -157,7 +147,7 @@ def test_a_sink_that_raises_is_counted_and_a_pass_that_fails_does_not_stick() ->
     with segmoe.attach(model, Raising(), capture="contribution") as attached:
         assert all(torch.equal(a, b) for a, b in zip(run(model), wanted, strict=True))
         assert attached.sink_failures_total == 7 * 6
-    sink = Recording()
+    sink = RecordingSink()
     with segmoe.attach(model, sink, capture="contribution"):
         with pytest.raises(IndexError):
             model(input_ids=torch.full((1, 3), 10**6))
@@ -167,7 +157,7 @@ def test_a_sink_that_raises_is_counted_and_a_pass_that_fails_does_not_stick() ->
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen2Moe"])
 def test_families_with_and_without_shared_experts_show_contributions(family: str) -> None:
-    sink, model = Recording(), tiny.build(family)
+    sink, model = RecordingSink(), tiny.build(family)
     with segmoe.attach(model, sink, capture="contribution"), torch.no_grad():
         model(input_ids=torch.arange(10)[None] + 3)
     assert sink.of(Routed) and all(event.contribution is not None for event in sink.of(Routed))
@@ -175,7 +165,7 @@ def test_families_with_and_without_shared_experts_show_contributions(family: str
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_a_model_that_is_trained_may_be_listened_to(implementation: str) -> None:
-    model, sink = stock(implementation).train(), Recording()
+    model, sink = stock(implementation).train(), RecordingSink()
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()
@@ -192,7 +182,7 @@ def test_a_model_that_is_trained_may_be_listened_to(implementation: str) -> None
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")
 def test_a_compiled_model_tells_routing_alone() -> None:
-    model, sink = stock(), Recording()
+    model, sink = stock(), RecordingSink()
     with torch.no_grad():
         wanted = model(input_ids=IDS, attention_mask=MASK).logits
         with segmoe.attach(model, sink, capture="contribution"):

@@ -9,10 +9,11 @@ from torch.overrides import TorchFunctionMode
 
 import segmoe
 from segmoe import contributions
-from segmoe.events import Event, Routed
+from segmoe.events import Routed
 from segmoe.modules import experts_modules
 from tests.families.sweep import build, run
 from tests.families.test_sweep import CLASSES, family
+from tests.tiny import RecordingSink
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 TWO_IN_A_LAYER = "Ernie4_5_VLMoeForConditionalGeneration"
@@ -51,15 +52,6 @@ class Everything(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Recording:
-    def __init__(self) -> None:
-        self.routed: list[Routed] = []
-
-    def emit(self, event: Event, /) -> None:
-        if isinstance(event, Routed):
-            self.routed.append(event)
-
-
 def assert_measured(event: Routed, calls: list[Any], ids: torch.Tensor, h: torch.Tensor) -> None:
     found, (rows, k) = event.contribution, ids.shape
     assert found is not None
@@ -81,17 +73,17 @@ def assert_measured(event: Routed, calls: list[Any], ids: torch.Tensor, h: torch
 @pytest.mark.parametrize("name", [name for name in CLASSES if name != TWO_IN_A_LAYER])
 def test_contributions_are_what_the_family_adds(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contributions, "CHUNK_NUMBERS", chunk)
-    model, sink = build(family(name)), Recording()
+    model, sink = build(family(name)), RecordingSink()
     unobserved = run(model)
     with segmoe.attach(model, sink, capture="contribution"):
         reference = Everything(model)
         with reference:
             observed = run(model)
     assert all(torch.equal(observed[key], unobserved[key]) for key in unobserved)
-    assert len(sink.routed) == len(reference.layers) > 2
-    shown = [event.contribution is not None for event in sink.routed]
+    assert len(sink.of(Routed)) == len(reference.layers) > 2
+    shown = [event.contribution is not None for event in sink.of(Routed)]
     assert any(shown)
-    for event, (calls, ids, h) in zip(sink.routed, reference.layers, strict=True):
+    for event, (calls, ids, h) in zip(sink.of(Routed), reference.layers, strict=True):
         assert np.array_equal(event.topk_ids, ids.numpy())
         if event.contribution is not None:
             assert_measured(event, calls, ids, h)
