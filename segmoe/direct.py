@@ -2,9 +2,9 @@
 
 What the page cache would keep there, it drops again before it is asked for; until then it takes memory that experts
 could have, and a thread's time for each page. Measured by tests/benchmarks/mapping.py for experts of Qwen3-30B's width
-(9.4 MB, 2 cores of a virtual machine): 5.0 to 5.5 ms from the disk into huge pages, 6.6 to 8.5 into small ones, of which
-a request to the disk takes only so many, and 0.3 to 0.4 for the first use. A copy through the cache takes 11.3 to 12.6
-and 0.5, a mapped expert 10.9 to 11.7 and 20 to 21, since its pages are new to the machine.
+(9.4 MB, 2 cores of a virtual machine): 5.0 to 5.5 ms from the disk into huge pages, 6.6 to 8.5 into small ones, for a
+request to the disk takes only so many pieces of memory; and 0.3 to 0.4 for the first use. A copy through the cache
+takes 11.3 to 12.6 and 0.5, a mapped expert 10.9 to 11.7 and 20 to 21, since its pages are new to the machine.
 
 The bytes lie in memory as they do in the file's pages, so that what was proved for mapped experts holds for these.
 """

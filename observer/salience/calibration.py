@@ -1,40 +1,46 @@
-"""What is much of a figure depends on what it was lately: a running mean and deviation. The figures are elsewhere."""
+"""What is much of a figure depends on what it was before: a running mean and deviation. The figures are elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from observer.stats.base import Array
 
-RATE = 0.05
-"""A window's weight; the last 20 windows, 640 tokens, make up two thirds of the mean."""
+LATELY = 0.05
+"""A window's weight in what a figure was lately: the last 20 windows, 640 tokens, make up two thirds of the mean."""
+
+EVER = 0.0
+"""In what it ever was: all windows weigh the same."""
 
 
 @dataclass(slots=True)
 class Calibration:
     """Exponentially weighted mean mu and deviation s of D figures, from the first value on without bias.
 
-    With a = 0.05, a_n = a / (1 - (1 - a)^n), d = x - mu: mu += a_n d; s^2 = (1 - a_n) (s^2 + a_n d^2), after West,
-    "Updating mean and variance estimates" (1979). A figure that is not known (NaN) changes nothing.
+    With a figure's rate a, a_n = a / (1 - (1 - a)^n), or 1 / n if a is 0, d = x - mu: mu += a_n d;
+    s^2 = (1 - a_n) (s^2 + a_n d^2), after West, "Updating mean and variance estimates" (1979). A figure that is not
+    known (NaN) changes nothing.
 
-    >>> c = Calibration.zeros(1)
-    >>> c.learn(np.array([1.0])); c.learn(np.array([3.0]))
-    >>> round(float(c.mean[0]), 3), round(float(c.variance[0]), 3)  # (0.95 x 1 + 1 x 3) / 1.95
-    (2.026, 0.999)
-    >>> round(float(c.deviations(c.mean + 2 * np.sqrt(c.variance))[0]), 9)
-    2.0
+    >>> c = Calibration.zeros([LATELY, EVER])
+    >>> c.learn(np.array([1.0, 1.0])); c.learn(np.array([3.0, 3.0]))
+    >>> c.mean.round(3).tolist(), c.variance.round(3).tolist()  # (0.95 x 1 + 1 x 3) / 1.95, (1 + 3) / 2
+    ([2.026, 2.0], [0.999, 1.0])
+    >>> c.deviations(c.mean + 2 * np.sqrt(c.variance)).round(9).tolist()
+    [2.0, 2.0]
     """
 
+    rates: Array
     seen: Array
     mean: Array
     variance: Array
 
     @classmethod
-    def zeros(cls, figures: int) -> Calibration:
-        """Return one that has seen nothing."""
-        return cls(np.zeros(figures), np.zeros(figures), np.zeros(figures))
+    def zeros(cls, rates: Sequence[float]) -> Calibration:
+        """Return one that has seen nothing, with the rates of its figures."""
+        return cls(np.array(rates), *np.zeros((3, len(rates))))
 
     def deviations(self, values: Array) -> Array:
         """(x - mu) / s along the first axis; 0 where nothing is known to compare with."""
@@ -49,8 +55,10 @@ class Calibration:
         """Take the figures of one window, [figures]."""
         known = np.isfinite(values)
         self.seen += known
-        rate = RATE / (1.0 - (1.0 - RATE) ** np.maximum(self.seen, 1))
-        rate = np.where(known, np.where(self.seen == 1, 1.0, rate), 0.0)  # 1 exactly: the first value has no deviation
+        rate = 1.0 / np.maximum(self.seen, 1)
+        forgets = (self.rates > 0) & (self.seen > 1)  # 1 exactly at first: one value has no deviation
+        np.divide(self.rates, 1.0 - (1.0 - self.rates) ** self.seen, out=rate, where=forgets)
+        rate = np.where(known, rate, 0.0)
         delta = np.where(known, values - self.mean, 0.0)
         self.mean += rate * delta
         self.variance[...] = (1.0 - rate) * (self.variance + rate * delta**2)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from observer.salience.arousal import arousal
-from observer.salience.calibration import Calibration
+from observer.salience.calibration import EVER, LATELY, Calibration
 from observer.salience.conflict import conflict
 from observer.salience.novelty import Novelty
 from observer.salience.reward import mean_nll
@@ -17,14 +17,18 @@ from observer.salience.surprise import Surprise
 from observer.salience.windows import Raw, Window
 from observer.stats.base import Array, ratio
 
-DEFINITION_VERSION = 3
+DEFINITION_VERSION = 4
 """Stands in every row; a change of a formula or of a constant is a new version.
 
-The second has another conflict than the first, the third another conflict and another surprise.
+The second has another conflict than the first, the third another conflict and another surprise, the fourth holds
+novelty against all that was seen.
 """
 
 DIMENSIONS = ("surprise", "novelty", "arousal", "reward", "conflict")
 REWARD = DIMENSIONS.index("reward")
+RATES = (LATELY, EVER, LATELY, LATELY, LATELY)
+"""Novelty never forgets, and neither does what it is held against: lately it differs so little within a text that any
+other text, read before or not, was new."""
 
 
 class Salience(NamedTuple):
@@ -51,9 +55,9 @@ class Own:
 class Scorer:
     """Scores a window against the windows before it, then lets it become one of them.
 
-    cal(x) = sigma((x - mu) / s - 1): 0.27 for what is usual, 0.5 for one deviation more. Surprise, novelty, arousal and
-    conflict are cal of their figure, reward is sigma(-(NLL - mu) / s); what is not known counts as usual, in reward as
-    0.5. Salience is the mean of the five.
+    cal(x) = sigma((x - mu) / s - 1): 0.27 for what is usual, 0.5 for one deviation more. Usual is what was lately, and
+    for novelty what ever was. Surprise, novelty, arousal and conflict are cal of their figure, reward is
+    sigma(-(NLL - mu) / s); what is not known counts as usual, in reward as 0.5. Salience is the mean of the five.
 
     The running means forget, so the order of windows matters, and of two states merged neither was the first:
     `merge` weighs them by their windows. Pair counts add up exactly.
@@ -62,7 +66,7 @@ class Scorer:
     def __init__(self, layers: int, experts: int) -> None:
         self.surprise = Surprise.zeros(layers, experts)
         self.novelty = Novelty.zeros(layers, experts)
-        self.calibration = Calibration.zeros(len(DIMENSIONS))
+        self.calibration = Calibration.zeros(RATES)
         self.own = Own.zeros(layers, experts)
 
     def score(self, window: Window) -> Salience:

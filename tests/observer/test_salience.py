@@ -9,7 +9,7 @@ import torch
 
 from observer.salience import DIMENSIONS, Scorer, Window
 from observer.salience.arousal import arousal
-from observer.salience.calibration import Calibration
+from observer.salience.calibration import EVER, LATELY, Calibration
 from observer.salience.conflict import conflict
 from observer.salience.novelty import Novelty
 from observer.salience.reward import mean_nll
@@ -126,13 +126,14 @@ def test_conflict_is_about_directions_and_arousal_about_weights() -> None:
 
 def test_the_calibration_is_the_weighted_mean_and_deviation_of_all_it_saw() -> None:
     values = np.random.default_rng(4).normal(1e8, 1.0, 200)
-    calibration = Calibration.zeros(1)
+    calibration = Calibration.zeros([LATELY, EVER])
     for value in values:
-        calibration.learn(np.array([value]))
-    weights = 0.95 ** np.arange(199, -1, -1)
-    mean = np.average(values, weights=weights)
-    assert calibration.mean[0] == pytest.approx(mean, rel=1e-14)
-    assert calibration.variance[0] == pytest.approx(np.average((values - mean) ** 2, weights=weights), rel=1e-6)
+        calibration.learn(np.array([value, value]))
+    for figure, weights in enumerate((0.95 ** np.arange(199, -1, -1), np.ones(200))):
+        mean = np.average(values, weights=weights)
+        assert calibration.mean[figure] == pytest.approx(mean, rel=1e-14)
+        variance = np.average((values - mean) ** 2, weights=weights)
+        assert calibration.variance[figure] == pytest.approx(variance, rel=1e-6)
 
 
 def test_what_is_not_known_counts_as_usual() -> None:
