@@ -16,6 +16,7 @@ from observer.collect import QUEUE_EVENTS, Collector
 from observer.errors import CollectorError
 from observer.job import run_job
 from observer.progress import JobProgress
+from observer.salience import DEFINITION_VERSION
 from observer.settings import JobConfig, config_hash
 from observer.totals import Totals
 from segmoe.embedded import CORPUS, MODEL
@@ -108,7 +109,8 @@ def test_a_run_whose_scores_meant_something_else_does_not_go_on(done: tuple[Path
         record.execute("UPDATE run SET versions = json_set(versions, '$.\"salience''s definition\"', '2')")
     common = ("--no-verify", "--limit", 12, "--max-tokens", 64, "--keep-text", "--policy", "lru")
     result = observer("run", "--db", db, "--run", "first", *common, "--generate", 3, "--generate-texts", 4)
-    assert result.exit_code == 1 and "salience's definition was version 2 and is 3 now; use the same" in result.stderr
+    now = f"salience's definition was version 2 and is {DEFINITION_VERSION} now; use the same"
+    assert result.exit_code == 1 and now in result.stderr
 
 
 def test_a_job_that_is_done_finds_nothing_left_to_do(done: tuple[Path, Result], tmp_path: Path) -> None:
