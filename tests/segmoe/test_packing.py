@@ -1,11 +1,14 @@
 """A packed weight gives stock's bits or becomes the plain weight again."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from segmoe import packing
 from segmoe.packing import PackedWeight, may_pack, proves_equal
+from segmoe.slots import PACK_AFTER_USES, Slots
 
 SHAPES = ((1536, 2048), (2048, 768), (96, 128), (128, 48), (100, 60))
 CAN_PACK = proves_equal(1536, 2048, 1, torch.bfloat16, 1)
@@ -99,3 +102,21 @@ def test_the_users_random_numbers_are_left_alone() -> None:
     proves_equal.cache_clear()
     proves_equal(32, 32, 1, torch.bfloat16, 1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nobody_is_packed_beside_a_read(large, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = large.values()
+    slots = Slots(threads=1, mapped=False)
+    slot = slots.start(first)
+    slots.finish(slot)
+    if not may_pack(slot.tensors["w"]):
+        pytest.skip("this processor's packed products are others")
+    read, gate = slots._reader.read, threading.Event()
+    monkeypatch.setattr(slots._reader, "read", lambda *args: gate.wait(30) and read(*args))
+    other = slots.start(second)
+    for _ in range(PACK_AFTER_USES + 1):
+        assert isinstance(slots.use(slot)["w"], torch.Tensor)
+    gate.set()
+    slots.finish(other)
+    assert isinstance(slots.use(slot)["w"], PackedWeight)
+    slots.close()
