@@ -8,10 +8,10 @@ with a KV cache, so that routing varies from step to step as no repeated text do
 
 warm     all files in the page cache: stock transformers wholly in memory (eager, batched_mm, grouped_mm) and segmoe
          with 16 experts, 10, 25, 50 and 100% of them
-cold     in memory that just holds the budget, and the kernel forgets the files before each pass. The bound is what
-         reading the missed experts at the disk's measured rate takes, or what the in-memory model's pass takes,
-         whichever is longer: perfect overlap. Beside it what this machine's disk and cores reach at once: another
-         process reads as many bytes while the in-memory model runs the same passes
+cold     in memory that just holds the budget, once it is filled; the kernel forgets the files before each pass. The
+         bound is what reading the missed experts at the disk's measured rate takes, or what the in-memory model's pass
+         takes, whichever is longer: perfect overlap. Beside it what this machine's disk and cores reach at once:
+         another process reads as many bytes while the in-memory model runs the same passes
 capped   a memory cgroup around the process, page cache included, which is what a small machine is: accelerate's
          offload to disk, as `device_map="auto"` arranges it in half of the cap and with the experts alone on disk, and
          segmoe with what the cap leaves for experts
