@@ -3,7 +3,8 @@
 A layer says which experts it is about to ask for, in which order (`expect`). What happens is decided expert by expert
 in that order, from history alone: a resident expert is a hit; for a missing one the policy's victim leaves, never an
 expert that the layer still needs, unless nothing else is left. Loader threads only carry out early what is decided
-early: as long as nobody leaves who was not computed yet. So loads and evictions are the same with and without them.
+early: as long as nobody leaves who was not computed yet. Behind that they read the next who are missing, whoever will
+leave for them. So loads and evictions are the same with and without threads.
 
 Tried and left out, with what it gave:
 - Guessing the next layer's experts. Over 128 decode tokens of Qwen3-30B with 280 to 1,536 experts in memory and six
@@ -12,7 +13,8 @@ Tried and left out, with what it gave:
   the embedded model (chance 12.5%). Reads are what a small memory waits for: one wasted for each useful one loses.
 - A second file with experts contiguous and aligned: the hub's files hold most experts in one piece, and what is read
   beside them is 10 to 21%; never more could be won with twice the disk.
-- Huge pages for slots: 4 to 10% of a multiplication with plain weights, nothing with packed ones.
+- Huge pages for experts that are copied through the page cache: 4 to 10% of a multiplication with plain weights,
+  nothing with packed ones.
 - Sparing the last four that a layer asked for, lest each newcomer leaves for the next, which then waits until the
   newcomer was computed. Reading the next two early does the same for the disk and changes nobody's turn to leave.
 """
@@ -24,7 +26,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from segmoe.errors import CheckpointError, ConfigError
+from segmoe.errors import ConfigError
 from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded
 from segmoe.manifest import Segment
 from segmoe.policies import Policy, Victim
@@ -286,7 +288,7 @@ class ExpertCache:
         self._current = None
         self._coming.clear()
         for key, slot in list(self._early.items()):
-            with contextlib.suppress(CheckpointError):  # nobody asked for it
+            with contextlib.suppress(Exception):  # nobody asked for it
                 self._slots.finish(slot)
             self._slots.release(slot)
             del self._early[key]

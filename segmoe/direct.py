@@ -101,7 +101,7 @@ def huge_pages(nbytes: int) -> torch.Tensor:
     pages = mmap.mmap(-1, nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     buffer = torch.frombuffer(pages, dtype=torch.uint8)
     begin = -buffer.data_ptr() % _HUGE
-    with contextlib.suppress(OSError):  # a kernel without them
+    with contextlib.suppress(OSError, AttributeError):  # a kernel without them, or not Linux
         pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // _HUGE * _HUGE)
     return buffer[begin : begin + nbytes]
 

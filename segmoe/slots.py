@@ -21,8 +21,8 @@ from segmoe.staging import Staging
 
 PACK_AFTER_USES = 10
 """Packing an expert of Qwen3-30B's width costs what 9 to 11 uses then gain (one row or 16, one thread or two), so it is
-done once the uses of an expert that stayed could have paid for it; and not beside a read, which takes longer than any
-multiplication: with 177 of 384 experts and the rest on disk, packing took a tenth to a fifth of a decode step."""
+done once the uses of an expert that stayed could have paid for it. And not beside a read: a layer that waits for the
+disk gains nothing by faster products, and waits for the packing as well."""
 
 KEPT = 3
 """Buffers kept for experts to come: what a cache reads early, and the one that has just left."""

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from observer.db.session import BUSY_TIMEOUT_MS
 from observer.db.windows import make_room
-from observer.db.writer import whole_windows
+from observer.db.writer import read_state, whole_windows
 from observer.runs import find_run, locked
 from observer.trace import trace_folder
 
@@ -37,7 +37,7 @@ def prune(engine: Engine, run: str, *, windows: int | None = None, drop: Collect
     run_id = find_run(engine, run)["run_id"]
     with locked(db, run_id, run):
         with engine.begin() as connection:
-            whole = None if "state" in drop else whole_windows(connection, run_id)
+            whole = whole_windows(None if "state" in drop else read_state(connection, run_id))
             if windows is not None:
                 make_room(connection, run_id, windows + 1, below=whole)
             for name in drop:

@@ -125,7 +125,7 @@ class Writer:
                 raise DatabaseError(
                     _path(self._engine), "holds no state of this run to go on from; choose another name with --run"
                 )
-            kept = 0 if state is None else int(state["observation/windows_total"])
+            kept = whole_windows(state) or 0
             _count_residency(connection, run_id, since=kept, times=-1)
             for table in ("score_window", "expert_window"):
                 connection.exec_driver_sql(
@@ -169,8 +169,7 @@ class Writer:
 
     def _windows(self, connection: Connection, snapshot: Snapshot) -> None:
         """Add windows one after the other, each after room was made; what is cut short is not merged: it may go."""
-        state = snapshot.state
-        whole = None if state is None else int(state["observation/windows_total"])
+        whole = whole_windows(snapshot.state)
         for window in snapshot.windows:
             if whole is None or window.window_index < whole:
                 make_room(connection, self.run_id, self._most_windows)
@@ -298,9 +297,8 @@ def read_state(connection: Connection, run_id: int) -> Arrays | None:
     return None if found is None else unpack(found[0])
 
 
-def whole_windows(connection: Connection, run_id: int) -> int | None:
+def whole_windows(state: Arrays | None) -> int | None:
     """How many score windows of a run were not cut short; None if nobody knows, and it cannot go on."""
-    state = read_state(connection, run_id)
     return None if state is None else int(state["observation/windows_total"])
 
 

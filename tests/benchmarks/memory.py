@@ -158,6 +158,7 @@ def hard_cap(nbytes: int | None) -> Iterator[Cap]:
     if nbytes is None:
         yield Cap()
         return
+    nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE  # the kernel would round down
     for hierarchy, settings in (
         (GROUPS, {"memory.max": nbytes, "memory.swap.max": 0}),
         (GROUPS / "memory", {"memory.limit_in_bytes": nbytes, "memory.memsw.limit_in_bytes": nbytes}),

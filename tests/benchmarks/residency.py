@@ -22,7 +22,6 @@ Memory is two peaks, polled while a contender opens and while it warms up: anony
 
 from __future__ import annotations
 
-import mmap
 import signal
 import statistics
 import sys
@@ -187,7 +186,7 @@ def cold(bench: Bench) -> None:
     taken: dict[tuple[str, str], list[ColdTurn]] = {}
     for name, experts in bench.budgets(one.experts_expected, below=50).items():
         needed = found.non_expert_bytes + experts * one.expert_bytes + OTHERS_BYTES
-        with hard_cap(needed + mmap.PAGESIZE) as cap, Contender(bench.threads, cap) as contender:
+        with hard_cap(needed) as cap, Contender(bench.threads, cap) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
             bench.settle(contender)
             for task, work in bench.tasks.items():

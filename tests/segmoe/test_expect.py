@@ -161,6 +161,21 @@ def test_an_early_read_that_fails_is_told_to_those_who_ask_for_it(segments, tmp_
     cache.close()
 
 
+def test_an_early_read_that_fails_for_nobody_is_forgotten(segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots(threads=1)
+    fill = slots._fill
+    monkeypatch.setattr(
+        slots, "_fill", lambda slot, behind: 1 // 0 if slot.segment.key.expert == 2 else fill(slot, behind)
+    )
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=1, slots=slots)
+    keys = list(segments)
+    for layer in (keys[:3], keys[3:4], keys[4:5]):
+        cache.expect(layer)
+        cache.check_integrity()
+        cache.get(layer[0])
+    cache.close()
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_expert_that_cannot_be_read_raises_at_its_turn_and_the_rest_stays_whole(segments, tmp_path, threads) -> None:
     short = tmp_path / "short"
