@@ -6,7 +6,7 @@ RECORD_VARIABLE: Final = "SEGMOE_DASHBOARD_DB"
 """The environment variable that names the record's file to the pages."""
 
 
-REVISION: Final = "0005"
+REVISION: Final = "0006"
 """The newest revision of the record that these pages understand."""
 
 

@@ -113,6 +113,8 @@ class Observation:
             self._step_done(event)
         elif isinstance(event, (ExpertLoaded, ExpertEvicted)):
             self._moved(event)
+        else:
+            self.residency.take(event)
 
     def finish(self) -> None:
         """Complete what is open: the batch and the window."""
@@ -233,7 +235,7 @@ class Observation:
             return
         if isinstance(event, ExpertEvicted):
             detail.evicted(event.key.layer, event.key.expert)
-        elif event.cause == "demand":
+        else:  # also if it was prefetched: it was not in the budget
             self._missed.append(event.key)  # which window the pass belongs to is known when it is done
 
     def _learn(self, stretch: Stretch) -> None:

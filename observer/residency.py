@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from observer.gaps import Gaps
 from observer.rows import NextUse, ResidencyRow
 from observer.state import Arrays
-from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded
+from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 
 EVENTS_CAP = 100_000
 """Rows of one run; about 8 MB. A long run has billions of events, and replay has them all from a trace."""
@@ -21,7 +21,7 @@ OVER_CAP = "residency events over the cap"
 
 
 class ResidencyLog:
-    """Takes loads and evictions in their order; when an expert comes back, its eviction learns when.
+    """Takes loads, evictions and wasted reads in their order; when an expert comes back, its eviction learns when.
 
     `rows` and `next_uses` hold what was not yet taken away by the owner.
     """
@@ -33,7 +33,7 @@ class ResidencyLog:
         self._events = 0
         self._gone: dict[ExpertKey, int] = {}  # event_index of the eviction that its expert has not come back from
 
-    def take(self, event: ExpertLoaded | ExpertEvicted) -> None:
+    def take(self, event: ExpertLoaded | ExpertWasted | ExpertEvicted) -> None:
         """Log the event, if it fits."""
         key, index = event.key, self._events
         if isinstance(event, ExpertLoaded) and key in self._gone:
@@ -49,6 +49,8 @@ class ResidencyLog:
                 read_ns=event.read_ns,
                 waited_ns=event.waited_ns,
             )
+        elif isinstance(event, ExpertWasted):
+            row = ResidencyRow(*(index, event.step, "waste", *key, "prefetch", event.bytes), read_ns=event.read_ns)
         else:
             self._gone[key] = index
             row = ResidencyRow(

@@ -82,11 +82,11 @@ class GapRow(NamedTuple):
 
 
 class ResidencyRow(NamedTuple):
-    """One load or eviction."""
+    """One load, eviction or wasted read."""
 
     event_index: int
     step: int
-    kind: Literal["load", "evict"]
+    kind: Literal["load", "evict", "waste"]
     component: str
     layer: int
     expert: int

@@ -3,14 +3,14 @@
 A layer says which experts it is about to ask for, in which order (`expect`). What happens is decided expert by expert
 in that order, from history alone: a resident expert is a hit; for a missing one the policy's victim leaves, never an
 expert that the layer still needs, unless nothing else is left. Loader threads only carry out early what is decided
-early: as long as nobody leaves who was not computed yet. Behind that they read the next who are missing, whoever will
-leave for them. So loads and evictions are the same with and without threads.
+early: as long as nobody leaves who was not computed yet. Behind that they read, beside the budget (early.py), the next
+who are missing, and then those that the next layer is likely to ask for. So loads and evictions are the same with and
+without threads.
 
 Tried and left out, with what it gave:
-- Guessing the next layer's experts. Over 128 decode tokens of Qwen3-30B with 280 to 1,536 experts in memory and six
-  guesses a layer, pairs counted so far were right in 37 to 51% and covered 9 to 50% of the misses; the last token's
-  picks are in memory as soon as a token cycle fits. The next router on this layer's state was right in 21 to 26% on
-  the embedded model (chance 12.5%). Reads are what a small memory waits for: one wasted for each useful one loses.
+- Guessing the next layer's experts by pairs counted so far: over 128 decode tokens of Qwen3-30B with 280 to 1,536
+  experts in memory, six guesses a layer were right in 37 to 51% and covered 9 to 50% of the misses; or by the last
+  token's picks: they are in memory as soon as a token cycle fits. The next router is a better judge (guessing.py).
 - A second file with experts contiguous and aligned: the hub's files hold most experts in one piece, and what is read
   beside them is 10 to 21%; never more could be won with twice the disk.
 - Huge pages for experts that are copied through the page cache: 4 to 10% of a multiplication with plain weights,
@@ -21,21 +21,19 @@ Tried and left out, with what it gave:
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from segmoe.early import Early
 from segmoe.errors import ConfigError
-from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded
+from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from segmoe.manifest import Segment
+from segmoe.memory import most_early
 from segmoe.policies import Policy, Victim
 from segmoe.slots import Slot, Slots, Tensors
 
 Reason = Literal["capacity", "layer"]
-
-EARLY = 2
-"""Experts that are read before somebody has left for them: one that comes from the disk, and one that waits for it."""
 
 
 @dataclass(slots=True)
@@ -46,7 +44,9 @@ class Counters:
     misses: int = 0
     loads: int = 0
     evictions: int = 0
-    bytes_read: int = 0
+    bytes_read: int = 0  # wasted ones included
+    prefetched: int = 0  # of the loads: read before their layer asked
+    wasted: int = 0  # read early and never asked for; no loads
 
     def since(self, earlier: Counters) -> Counters:
         """The difference to an earlier copy."""
@@ -60,8 +60,8 @@ class Counters:
 class ExpertCache:
     """A bounded number of experts in memory.
 
-    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for EARLY that loader
-    threads may be reading beside them; a pinned expert stays; what `get` returns is valid until the next `get` or,
+    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for the few that
+    threads may read early beside them; a pinned expert stays; what `get` returns is valid until the next `get` or,
     pinned, until it is unpinned.
     """
 
@@ -92,8 +92,11 @@ class ExpertCache:
         self._used_bytes = 0
         self._pins: dict[ExpertKey, int] = {}
         self._coming: dict[ExpertKey, None] = {}  # expected, in order, and not decided yet
+        self._then: Sequence[ExpertKey] = ()  # likely to be expected next
         self._ahead: dict[ExpertKey, Slot] = {}  # decided, and not computed yet; the one in use included
-        self._early: dict[ExpertKey, Slot] = {}  # being read, and not decided yet
+        budget = capacity_experts if capacity_bytes is None else capacity_bytes // largest
+        self._early = Early(self._slots, segments, most_early(budget, self._slots.threads), self._waste)
+        self._slots.kept = 1 + self._early.most
         self._current: ExpertKey | None = None
 
     def begin(self, step: int, tokens: int) -> None:
@@ -107,13 +110,20 @@ class ExpertCache:
     def __contains__(self, key: ExpertKey) -> bool:
         return key in self._resident
 
-    def expect(self, keys: Iterable[ExpertKey]) -> None:
+    @property
+    def can_prefetch(self) -> bool:
+        """Whether there are threads to read ahead, and experts that are not in memory."""
+        return self._slots.threads > 0 and len(self._resident) < len(self._segments)
+
+    def expect(self, keys: Iterable[ExpertKey], then: Sequence[ExpertKey] = ()) -> None:
         """Say which experts the next calls of `get` ask for, each once and in this order; reading may begin at once.
 
-        Takes back what was expected before. An expert that was not expected can be asked for all the same.
+        Takes back what was expected before. An expert that was not expected can be asked for all the same. Those that
+        are likely to be expected `then` are read by threads that have nothing else to read.
         """
-        self._settle()
-        self._coming = dict.fromkeys(keys)
+        coming = dict.fromkeys(keys)
+        self._settle(coming)
+        self._coming, self._then = coming, then
         self._look_ahead()
 
     def get(self, key: ExpertKey) -> Tensors:
@@ -175,8 +185,9 @@ class ExpertCache:
         assert set(self._pins) <= set(self._resident)
         assert set(self._ahead) <= set(self._resident)
         assert not set(self._ahead) & set(self._coming)
-        assert set(self._early) <= set(self._coming) - set(self._resident)
-        assert len(self._early) <= (EARLY if self._slots.threads else 0)
+        assert not any(key in self._early for key in self._resident)
+        assert len(self._early) <= self._early.most
+        assert self.counters.prefetched <= self.counters.loads
         being_read = sum(slot.loading is not None for slot in self._resident.values())
         assert self.counters.loads == self.counters.misses - being_read
         assert len(self._resident) - being_read == self.counters.loads - self.counters.evictions
@@ -185,7 +196,7 @@ class ExpertCache:
         """Decide what can be decided before its turn, so that threads read while others are computed.
 
         Where it ends, who would have to leave was not computed yet. Who is missing is known all the same, so that the
-        next are read into memory beside the budget, until somebody has left for them.
+        next are read early; and once all that this layer needs was begun, what the next one is likely to need.
         """
         if not self._slots.threads:
             return
@@ -194,11 +205,8 @@ class ExpertCache:
             if self._decide(key, may_wait=True) is None:
                 break
             del self._coming[key]
-        for key in self._coming:
-            if len(self._early) == EARLY:
-                break
-            if key not in self._resident and key not in self._early:
-                self._early[key] = self._slots.start(self._segments[key])
+        self._early.read(self._coming, self._resident)
+        self._early.read(self._then, self._resident, is_guess=True)
 
     def _decide(self, key: ExpertKey, *, may_wait: bool) -> Slot | None:
         """Count a hit, or make room and begin to read; None if one that was not computed yet would have to leave."""
@@ -217,7 +225,7 @@ class ExpertCache:
                     )
                 self._evict(*found)
             self.counters.misses += 1
-            slot = self._early.pop(key) if key in self._early else self._slots.start(segment)
+            slot = self._early.take(key) or self._slots.start(segment)
             self._resident[key] = slot
             self._used_bytes += segment.nbytes
         self._ahead[key] = slot
@@ -271,27 +279,30 @@ class ExpertCache:
                 self._slots.release(slot)
             raise
         self.counters.loads += 1
+        self.counters.prefetched += slot.is_guess
         self.counters.bytes_read += slot.segment.nbytes
         self.emit(
             ExpertLoaded(
                 step=self.step,
                 key=key,
-                cause="demand",
+                cause="prefetch" if slot.is_guess else "demand",
                 bytes=slot.segment.nbytes,
                 read_ns=read_ns,
                 waited_ns=waited_ns,
             )
         )
 
-    def _settle(self) -> None:
+    def _waste(self, slot: Slot, read_ns: int) -> None:
+        nbytes = slot.segment.nbytes
+        self.counters.wasted += 1
+        self.counters.bytes_read += nbytes
+        self.emit(ExpertWasted(step=self.step, key=slot.segment.key, bytes=nbytes, read_ns=read_ns))
+
+    def _settle(self, coming: Container[ExpertKey] = ()) -> None:
         """Drop what was expected; what is being read is waited for, so that nothing is left half done."""
         self._current = None
-        self._coming.clear()
-        for key, slot in list(self._early.items()):
-            with contextlib.suppress(Exception):  # nobody asked for it
-                self._slots.finish(slot)
-            self._slots.release(slot)
-            del self._early[key]
+        self._coming, self._then = {}, ()
+        self._early.keep(coming)
         for key, slot in list(self._ahead.items()):
             self._finish(key, slot)
         self._ahead.clear()

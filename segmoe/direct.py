@@ -22,7 +22,7 @@ import torch
 from segmoe.errors import CheckpointError
 from segmoe.manifest import Manifest, Segment
 from segmoe.mapping import Stretch, refuse_short, stretches
-from segmoe.memory import memory_bytes
+from segmoe.memory import memory_bytes, most_early
 from segmoe.reader import OpenFiles
 
 OTHERS_BYTES = 700 << 20
@@ -35,7 +35,7 @@ measured: at 1.0 reading past it won, at 6.4 it lost."""
 _HUGE = 2 << 20
 
 
-def is_due(manifest: Manifest, experts: int | None, budget_bytes: int | None) -> bool:
+def is_due(manifest: Manifest, experts: int | None, budget_bytes: int | None, threads: int) -> bool:
     """Whether memory can never hold the whole checkpoint, but this budget and little more.
 
     Memory of our own cannot be taken back by the kernel as mapped experts can: a budget that does not fit is mapped.
@@ -47,6 +47,7 @@ def is_due(manifest: Manifest, experts: int | None, budget_bytes: int | None) ->
         budget_bytes = experts * max(sizes)
     if budget_bytes is None or budget_bytes >= sum(sizes):
         return False
+    budget_bytes += most_early(budget_bytes // max(sizes), threads) * max(sizes)
     room = memory_bytes() - OTHERS_BYTES - (manifest.checkpoint.nbytes - sum(sizes))  # for experts
     return budget_bytes <= room < min(budget_bytes * MOST_LEFT, sum(sizes))
 

@@ -102,10 +102,21 @@ class ExpertLoaded:
     step: int
     key: ExpertKey
     cause: Literal["demand", "prefetch"]
+    """A layer asked for it; or it was read because one was likely to, and then one did."""
     bytes: int
     read_ns: int
     waited_ns: int
     """How long the model stood still for it; equal to `read_ns` when nothing overlapped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWasted:
+    """An expert was read early and never asked for: neither loaded nor evicted, it was in no budget."""
+
+    step: int  # when it was given up
+    key: ExpertKey
+    bytes: int
+    read_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +154,7 @@ class StepDone:
     bytes_read: int
 
 
-Event: TypeAlias = Routed | Counted | ExpertLoaded | ExpertEvicted | StepDone
+Event: TypeAlias = Routed | Counted | ExpertLoaded | ExpertWasted | ExpertEvicted | StepDone
 
 
 class EventSink(Protocol):

@@ -16,6 +16,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from segmoe.contributions import Added, is_small_enough, of_experts, ordinary, watched
 from segmoe.errors import Unsupported
 from segmoe.events import Contribution, ExpertKey
+from segmoe.guessing import Router
 from segmoe.telling import Picks, tell_later
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Seam:
         self.place = place
         self._open: _Open | None = None
         self.is_told = True
+        self.router: Router | None = None
+        self.following: Seam | None = None  # of the next layer
         self._runtime = runtime
         self._keys = [ExpertKey(place.component, place.layer, expert) for expert in range(place.num_experts)]
         self._eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]
@@ -77,7 +80,8 @@ class Seam:
             raise Unsupported(f"the experts are on {runtime.device}, the hidden states on {hidden.device}")
         self._current = None
         picked = sorted(set(ids.flatten().tolist()))  # the order in which every family's forward asks
-        runtime.cache.expect([self._keys[expert] for expert in picked if expert < len(self._keys)])
+        expected = [self._keys[expert] for expert in picked if expert < len(self._keys)]
+        runtime.cache.expect(expected, self._guess(hidden, ids))
         try:
             if not (runtime.is_capturing and self.is_told):
                 return self._eager(module, hidden, ids, weights)  # type: ignore[no-any-return]
@@ -95,6 +99,17 @@ class Seam:
             return output
         finally:
             self._current = self._tensors = None
+
+    def _guess(self, hidden: torch.Tensor, ids: torch.Tensor) -> list[ExpertKey]:
+        """Experts that the next layer is likely to ask for, in the order in which it would."""
+        if not self._runtime.cache.can_prefetch:
+            return []
+        if self.router is not None:
+            self.router.learn(ids)
+        following = self.following
+        if following is None or following.router is None:
+            return []
+        return [following._keys[expert] for expert in following.router.guess(hidden)]
 
     def layer_done(self, h: torch.Tensor) -> None:
         """Take the decoder layer's output [batch, length, hidden] and keep what each pick did to it, to be told."""

@@ -43,10 +43,12 @@ class Figures:
         """The figures for people."""
         used = self.spent.hits + self.spent.misses
         hits = f"{self.spent.hits / used:.1%} of {used:,} expert uses were hits" if used else "no expert was used"
+        prefetched, wasted = self.spent.prefetched, self.spent.wasted
+        early = f"; {prefetched:,} misses were prefetched, {wasted:,} reads wasted" if prefetched + wasted else ""
         return (
             f"{'interrupted: ' if self.interrupted else ''}{self.prompt_tokens:,} prompt tokens, first token after "
             f"{self.first_token_s:.2f} s; {self.new_tokens:,} new tokens, {self.tokens_per_s:.1f} tokens/s; {hits}, "
-            f"{format_bytes(self.spent.bytes_read)} read, {self.experts_in_memory:,} experts in memory"
+            f"{format_bytes(self.spent.bytes_read)} read, {self.experts_in_memory:,} experts in memory{early}"
         )
 
 

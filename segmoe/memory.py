@@ -1,10 +1,16 @@
-"""How much memory this process may have. What it is used for is slots.py."""
+"""How much memory this process may have, and how much of it experts may take. What it is used for is slots.py."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+
+EARLY_LEAST = 2
+"""Experts read early, beside a budget: one that comes from the disk, and one that waits for it."""
+
+EARLY_SHARE = 0.04
+"""Of the budget, where that is more: what a large one reads while attention computes."""
 
 _TOLD = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
@@ -20,6 +26,13 @@ def memory_bytes() -> int:
     except (AttributeError, ValueError):
         machine = sys.maxsize
     return min([machine, *_caps()])
+
+
+def most_early(budget_experts: int | None, threads: int) -> int:
+    """Experts that may be in memory beside a budget of so many."""
+    if not threads:
+        return 0
+    return EARLY_LEAST if budget_experts is None else max(EARLY_LEAST, int(budget_experts * EARLY_SHARE))
 
 
 def _caps() -> list[int]:

@@ -19,6 +19,7 @@ from segmoe.errors import ConfigError
 from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink
 from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
+from segmoe.guessing import find_routers
 from segmoe.locating import build_manifest
 from segmoe.manifest import Manifest
 from segmoe.memory import memory_bytes
@@ -47,9 +48,9 @@ def load(
 ) -> Any:
     """Return the stock transformers model of a checkpoint, with at most `experts` (or `budget` bytes) in memory.
 
-    The budget covers experts of all layers together and not the other weights, which are always in memory; threads may
-    be reading two experts beside it. Without one, all experts may stay in memory once they were used. The model's
-    `segmoe` attribute is its `Runtime`.
+    The budget covers experts of all layers together and not the other weights, which are always in memory; beside it,
+    threads may hold two experts that they read early, or 4% of it. Without one, all experts may stay in memory once
+    they were used. The model's `segmoe` attribute is its `Runtime`.
     `capture` says how much a `sink` is told: "off" (residency and steps only), "counts", "routing" or "contribution";
     `select` of which layers, by component: `{"thinker": range(24)}`.
     `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the
@@ -123,7 +124,7 @@ class Runtime:
                 threads=threads,
                 device=self.device,
                 mapped=mapped,
-                direct=is_due(manifest, experts, capacity_bytes),
+                direct=is_due(manifest, experts, capacity_bytes, threads),
             ),
             emit=self.emit,
         )
@@ -169,9 +170,14 @@ class Runtime:
         stacks: dict[str, dict[int, Any]] = {}
         experts = [model.get_submodule(place.path) for place in self.manifest.modules]
         watched = {id(module): module for module in (model, *experts)}
-        for place, module in zip(self.manifest.modules, experts, strict=True):
+        routers = find_routers(model, self.manifest.modules)
+        last: dict[str, Seam] = {}  # of each stack
+        for place, module, router in zip(self.manifest.modules, experts, routers, strict=True):
             seam = Seam(self, place, module)
-            seam.is_told = is_selected(place, self._select)
+            seam.router, seam.is_told = router, is_selected(place, self._select)
+            if place.stack in last:
+                last[place.stack].following = seam
+            last[place.stack] = seam
             if self._sink is not None and self.capture == "contribution" and seam.is_told:
                 model.get_submodule(place.block).register_forward_hook(_after_layer(seam))
             stack = model.get_submodule(place.stack)

@@ -24,9 +24,6 @@ PACK_AFTER_USES = 10
 done once the uses of an expert that stayed could have paid for it. And not beside a read: a layer that waits for the
 disk gains nothing by faster products, and waits for the packing as well."""
 
-KEPT = 3
-"""Buffers kept for experts to come: what a cache reads early, and the one that has just left."""
-
 Tensors = Mapping[str, torch.Tensor | PackedWeight]
 
 
@@ -44,6 +41,7 @@ class Slot:
     uses: int = 0
     is_as_read: bool = True  # nobody tried to pack it
     last_step: int = 0
+    is_guess: bool = False  # read before its layer asked for it
 
     @property
     def has_failed(self) -> bool:
@@ -79,6 +77,7 @@ class Slots:
             raise ConfigError(f"{threads} loader threads cannot read; give 0 or more")
         self.device = torch.device(device)
         self.threads = threads
+        self.kept = 1  # buffers of experts that have left, for those to come
         self._reader = Reader()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="segmoe-loader") if threads else None
         self._spare: list[torch.Tensor] = []
@@ -158,7 +157,7 @@ class Slots:
         if slot.buffer is not None:
             self._spare.append(slot.buffer)
             slot.buffer = None
-            del self._spare[:-KEPT]
+            del self._spare[: -self.kept]
         if slot.mapped is not None:
             drop(slot.mapped)
             slot.mapped = None

@@ -260,11 +260,11 @@ residency_event = _table(
     _run_id(),
     _integer("event_index", "from 0, in the order of events"),
     _integer("step", "forward pass"),
-    _text("kind", "load or evict"),
+    _text("kind", "load, evict, or waste: read early and never asked for"),
     *_expert_key(),
     _text("reason", "demand or prefetch; capacity or layer"),
     _integer("bytes", "of its parameters"),
-    _integer("read_ns", "of a load"),
+    _integer("read_ns", "of a load or a waste"),
     _integer("waited_ns", "that the model stood still for a load"),
     _integer("idle_steps", "of an eviction: forward passes since its last use"),
     _real("policy_score", "of an eviction: what the policy ranked it by; the lowest leaves"),
@@ -272,7 +272,7 @@ residency_event = _table(
     _integer("next_use_step", "of an eviction: when it was loaded again; -1 if it was not"),
     PrimaryKeyConstraint("run_id", "event_index"),
     rowid=False,
-    comment="One load or eviction of an expert; the first ones of a run, up to a cap.",
+    comment="One load, eviction or wasted read of an expert; the first ones of a run, up to a cap.",
 )
 
 coactivation = _table(

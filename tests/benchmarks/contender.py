@@ -25,6 +25,8 @@ class Passes(NamedTuple):
 
     seconds: list[float]
     missed: list[int]  # experts that were not in memory
+    prefetched: int  # of all missed, before their layer asked
+    wasted: int  # read early and not asked for
 
 
 class Contender:

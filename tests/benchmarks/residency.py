@@ -8,10 +8,11 @@ with a KV cache, so that routing varies from step to step as no repeated text do
 
 warm     all files in the page cache: stock transformers wholly in memory (eager, batched_mm, grouped_mm) and segmoe
          with 16 experts, 10, 25, 50 and 100% of them
-cold     in memory that just holds the budget, once it is filled; the kernel forgets the files before each pass. The
-         bound is what reading the missed experts at the disk's measured rate takes, or what the in-memory model's pass
-         takes, whichever is longer: perfect overlap. Beside it what this machine's disk and cores reach at once:
-         another process reads as many bytes while the in-memory model runs the same passes
+cold     in memory that just holds the budget and what is read early, once it is filled; the kernel forgets the files
+         before each pass. The bound is what reading the missed experts takes at the rate that the disk shows when as
+         many are kept, or what the in-memory model's pass takes, whichever is longer: perfect overlap. Beside it what
+         this machine's disk and cores reach at once: another process reads as many bytes while the in-memory model
+         runs the same passes
 capped   a memory cgroup around the process, page cache included, which is what a small machine is: accelerate's
          offload to disk, as `device_map="auto"` arranges it in half of the cap and with the experts alone on disk, and
          segmoe with what the cap leaves for experts
@@ -38,6 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from segmoe.direct import OTHERS_BYTES
+from segmoe.memory import most_early
+from segmoe.runtime import THREADS
 from segmoe.survey import survey
 from segmoe.units import format_bytes, parse_bytes
 from tests.benchmarks import wide
@@ -176,6 +179,8 @@ class ColdTurn(NamedTuple):
 
     seconds: list[float]  # [passes]
     missed: list[int]  # [passes]
+    prefetched: int
+    wasted: int
     rate: float  # of the disk just behind it, bytes a second
 
 
@@ -184,9 +189,13 @@ def cold(bench: Bench) -> None:
     found = survey(bench.path)
     one = found.components[0]
     taken: dict[tuple[str, str], list[ColdTurn]] = {}
-    for name, experts in bench.budgets(one.experts_expected, below=50).items():
-        needed = found.non_expert_bytes + experts * one.expert_bytes + OTHERS_BYTES
-        with hard_cap(needed) as cap, Contender(bench.threads, cap) as contender:
+    budgets = bench.budgets(one.experts_expected, below=50)
+    for name, experts in budgets.items():
+        held = experts + most_early(experts, THREADS)
+        with (
+            hard_cap(found.non_expert_bytes + held * one.expert_bytes + OTHERS_BYTES) as cap,
+            Contender(bench.threads, cap) as contender,
+        ):
             contender.open(bench.path, kind="segmoe", experts=experts)
             bench.settle(contender)
             for task, work in bench.tasks.items():
@@ -194,9 +203,10 @@ def cold(bench: Bench) -> None:
                     turn = contender.run(seed=seed, cold=True, **work)
                     click.echo(f"segmoe, {name}, {task} {seed}: {sum(turn.seconds):.2f} s", err=True)
                     if seed:
-                        rate = read_rate(bench.files, one.expert_bytes)
-                        taken.setdefault((name, task), []).append(ColdTurn(turn.seconds, turn.missed, rate))
-    table = Table("contender", "task", "tok/s", "of the bound", "of both at once", "missed experts a pass")
+                        rate = read_rate(bench.files, one.expert_bytes, kept=held)
+                        taken.setdefault((name, task), []).append(ColdTurn(*turn, rate))
+    columns = ("tok/s", "of the bound", "of both at once", "missed experts a pass", "prefetched", "wasted")
+    table = Table("contender", "task", *columns)
     beside: list[float] = []  # the disk's rate while the in-memory model runs
     compute_s: dict[str, float] = {}  # a pass
     with Contender(bench.threads) as stock:  # opened last: what it has mapped, the kernel would not forget
@@ -205,10 +215,10 @@ def cold(bench: Bench) -> None:
             stock.run(seed=0, **work)
             compute_s[task] = statistics.median(stock.run(seed=1, **work).seconds)
         for (name, task), turns in taken.items():
-            work = bench.tasks[task]
+            work, held = bench.tasks[task], budgets[name]
             shares = []
             for seed, turn in enumerate(turns, 1):
-                with reading(bench.files, one.expert_bytes, sum(turn.missed)) as read_s:
+                with reading(bench.files, one.expert_bytes, sum(turn.missed), kept=held) as read_s:
                     computed_s = sum(stock.run(seed=seed, **work).seconds)
                     both_s = max(computed_s, read_s())
                 beside.append(sum(turn.missed) * one.expert_bytes / read_s())
@@ -217,11 +227,15 @@ def cold(bench: Bench) -> None:
             rate = statistics.median(work["passes"] * work["tokens"] / sum(turn.seconds) for turn in turns)
             of_bound, of_both = (f"{statistics.median(share):.2f}" for share in zip(*shares, strict=True))
             missed = statistics.median(missed for turn in turns for missed in turn.missed)
-            table.add_row(f"segmoe, {name}", task, f"{rate:,.2f}", of_bound, of_both, f"{missed:g}")
+            total = sum(sum(turn.missed) for turn in turns)
+            early = (sum(turn.prefetched for turn in turns), sum(turn.wasted for turn in turns))
+            shown = (f"{missed:g}", *(f"{count / total:.0%}" for count in early))
+            table.add_row(f"segmoe, {name}", task, f"{rate:,.2f}", of_bound, of_both, *shown)
     disk = [turn.rate for turns in taken.values() for turn in turns]
     in_memory = ", ".join(f"{task} {seconds * 1e3:,.0f} ms" for task, seconds in compute_s.items())
     bench.console.print(
-        "[bold]Cold[/bold]: medians; the bound is the longer of reading what is missed and the in-memory model's pass",
+        "[bold]Cold[/bold]: medians; the bound is the longer of reading what is missed and the in-memory model's pass; "
+        "of what is missed, the share that was prefetched, and what was wasted beside it",
         table,
         f"disk: {min(disk) / 1e9:.2f} to {max(disk) / 1e9:.2f} GB/s by itself, just behind each turn; "
         f"{min(beside) / 1e9:.2f} to {max(beside) / 1e9:.2f} beside the in-memory model\nin-memory pass: {in_memory}",
@@ -251,8 +265,8 @@ def _under(bench: Bench, cap_bytes: int) -> Iterator[tuple[str, tuple[Row, Conte
     for name, memory in (("accelerate, auto", cap_bytes // 2), ("accelerate, experts on disk", None)):
         with tempfile.TemporaryDirectory(dir=bench.path.parent) as offload:
             yield name, _attempt(bench, cap_bytes, name, {"kind": "accelerate", "memory": memory, "offload": offload})
-    left = cap_bytes - found.non_expert_bytes - OTHERS_BYTES
-    experts = max(1, min(one.experts_expected, left // one.expert_bytes))
+    left = (cap_bytes - found.non_expert_bytes - OTHERS_BYTES) // one.expert_bytes
+    experts = max(1, min(one.experts_expected, left - most_early(left, THREADS)))
     for held in sorted({min(16, experts), experts}):
         name = f"segmoe, {held} experts"
         yield name, _attempt(bench, cap_bytes, name, {"kind": "segmoe", "experts": held})

@@ -80,16 +80,23 @@ class Worker:
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(1, self.model.config.vocab_size, (passes, 1, tokens), generator=generator)
         seconds, missed, past = [], [], None
+        prefetched, wasted = self._counted("prefetched", "wasted")
         with torch.inference_mode():
             for one in ids:
                 if cold:
                     drop_cached(self.files)
-                before = self._misses()
+                (before,) = self._counted("misses")
                 began = time.perf_counter()
                 past = self.model(input_ids=one, past_key_values=past, use_cache=True, logits_to_keep=1).past_key_values
                 seconds.append(time.perf_counter() - began)
-                missed.append(self._misses() - before)
-        return {"seconds": seconds, "missed": missed}
+                missed.append(self._counted("misses")[0] - before)
+        after = self._counted("prefetched", "wasted")
+        return {
+            "seconds": seconds,
+            "missed": missed,
+            "prefetched": after[0] - prefetched,
+            "wasted": after[1] - wasted,
+        }
 
     def bookkeep(self, passes: int, seed: int) -> dict[str, Any]:
         """Seconds that each decode step spends in the cache and its events, and seconds of the step."""
@@ -119,9 +126,9 @@ class Worker:
                 own.append(spent)
         return {"own": own, "seconds": seconds}
 
-    def _misses(self) -> int:
+    def _counted(self, *names: str) -> list[int]:
         runtime = getattr(self.model, "segmoe", None)
-        return 0 if runtime is None else runtime.cache.counters.misses
+        return [0 if runtime is None else getattr(runtime.cache.counters, name) for name in names]
 
 
 def main() -> None:

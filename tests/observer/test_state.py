@@ -13,7 +13,7 @@ from observer.residency import OVER_CAP, ResidencyLog
 from observer.rows import NextUse
 from observer.state import pack, unpack
 from observer.totals import Snapshot
-from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded
+from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from tests.observer.streams import CONTEXTS, EXPERT_BYTES, Batch, batches
 
 WINDOW_TOKENS = 150
@@ -135,6 +135,20 @@ def test_an_eviction_learns_when_its_expert_came_back_even_after_a_restart() -> 
     second.restore(unpack(pack(first.state())))
     second.take(loaded(9))
     assert second.next_uses == [NextUse(1, 9)] and second.rows[0].event_index == 3
+
+
+def test_a_wasted_read_is_neither_load_nor_return() -> None:
+    log = ResidencyLog(EXPERT_BYTES, Gaps())
+    wasted = ExpertWasted(step=3, key=KEY, bytes=150, read_ns=9)
+    for event in (loaded(1), evicted(2), wasted, loaded(4)):
+        log.take(event)
+    assert [(row.kind, row.reason) for row in log.rows] == [
+        ("load", "demand"),
+        ("evict", "capacity"),
+        ("waste", "prefetch"),
+        ("load", "demand"),
+    ]
+    assert log.next_uses == [NextUse(1, 4)] and log.rows[2].read_ns == 9
 
 
 def test_residency_events_over_the_cap_are_counted_as_a_gap() -> None:

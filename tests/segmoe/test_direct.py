@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 import segmoe
 from segmoe import direct, memory, runtime, slots
-from segmoe.cache import EARLY, ExpertCache
+from segmoe.cache import ExpertCache
 from segmoe.direct import Direct, is_due
 from segmoe.embedded import MODEL
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.mapping import Mappings
+from segmoe.memory import EARLY_LEAST
 from segmoe.policies import make_policy
 from segmoe.slots import Slots
 from tests.segmoe.large import SIZE, moved
@@ -85,7 +86,7 @@ def test_it_lies_as_in_the_file(large, uncached) -> None:
         assert slot.tensors["w"].data_ptr() % 4096 == part.pieces[0].offset % 4096
 
 
-@pytest.mark.parametrize(("threads", "early"), [(0, 0), (2, EARLY)])
+@pytest.mark.parametrize(("threads", "early"), [(0, 0), (2, EARLY_LEAST)])
 def test_it_takes_the_budget_and_what_is_read_early(large, uncached, threads: int, early: int) -> None:
     slots = Slots(threads=threads, direct=True)
     cache = ExpertCache(large, make_policy("lru"), capacity_experts=3, slots=slots)
@@ -148,10 +149,10 @@ def test_it_is_due_where_memory_holds_the_budget_and_little_more(monkeypatch: py
     count, size = len(manifest.experts), next(iter(manifest.experts.values())).nbytes
     others = manifest.checkpoint.nbytes - count * size
 
-    def due(room: int, experts: int | None = None, budget: int | None = None) -> bool:
+    def due(room: int, experts: int | None = None, budget: int | None = None, threads: int = 0) -> bool:
         """With room for so many bytes of experts."""
         monkeypatch.setattr(direct, "memory_bytes", lambda: direct.OTHERS_BYTES + others + room)
-        return is_due(manifest, experts, budget)
+        return is_due(manifest, experts, budget, threads)
 
     for most in ({"experts": 8}, {"budget": 8 * size}):
         assert due(8 * size, **most) and due(10 * size - 1, **most)
@@ -160,6 +161,7 @@ def test_it_is_due_where_memory_holds_the_budget_and_little_more(monkeypatch: py
     assert due(count * size - 1, experts=count - 1)
     assert not due(count * size, experts=count - 1), "all fits"
     assert not due(count * size - 1, experts=count) and not due(count * size - 1), "all are wanted"
+    assert not due(10 * size - 1, experts=8, threads=2) and due(10 * size, experts=8, threads=2), "two are read early"
 
 
 def test_a_checkpoint_that_memory_cannot_hold_wants_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmoe.cache import EARLY, ExpertCache
+from segmoe.cache import ExpertCache
 from segmoe.errors import CheckpointError, ConfigError
-from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded
+from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from segmoe.manifest import ExpertParameter, Piece, Segment
+from segmoe.memory import EARLY_LEAST
 from segmoe.policies import make_policy
 from segmoe.slots import Slots
 
@@ -35,18 +36,20 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> dict[ExpertKey, Segmen
     return found
 
 
-def tape(segments, passes, capacity, slots) -> tuple[list, ExpertCache]:
+def tape(segments, passes, capacity, slots, then=()) -> tuple[list, ExpertCache]:
     """Play the passes as a layer does; return who was loaded and evicted, each in its order."""
     loads, evictions = [], []
 
     def note(event) -> None:
-        (loads if isinstance(event, ExpertLoaded) else evictions).append(event.key.expert)
+        if not isinstance(event, ExpertWasted):
+            (loads if isinstance(event, ExpertLoaded) else evictions).append(event.key.expert)
 
     cache = ExpertCache(segments, make_policy("lru"), capacity_experts=capacity, slots=slots, emit=note)
     keys = list(segments)
     for step, experts in enumerate(passes):
         cache.begin(step, 1)
-        cache.expect([keys[expert] for expert in experts])
+        guessed = then[step] if step < len(then) else ()
+        cache.expect([keys[expert] for expert in experts], [keys[expert] for expert in guessed])
         cache.check_integrity()
         for expert in experts:
             assert (cache.get(keys[expert])["w"] == expert).all()
@@ -95,6 +98,17 @@ def test_threads_and_staging_change_no_decision_and_no_byte(segments, passes, ca
     cache.close()
 
 
+@settings(max_examples=60, deadline=None)
+@given(passes=PASSES, then=PASSES, capacity=st.integers(1, COUNT), threads=st.integers(0, 3))
+def test_guesses_right_or_wrong_change_no_decision_and_no_byte(segments, passes, then, capacity, threads) -> None:
+    expected, hits = plain(passes, capacity)
+    found, cache = tape(segments, passes, capacity, Slots(threads=threads), then)
+    assert found == expected
+    assert cache.counters.hits == hits
+    assert cache.counters.bytes_read == SIZE * (cache.counters.loads + cache.counters.wasted)
+    cache.close()
+
+
 @settings(max_examples=40, deadline=None)
 @given(passes=PASSES, capacity=st.integers(1, COUNT), seed=st.integers(0, 99))
 def test_a_layer_may_ask_in_another_order_or_for_fewer(segments, passes, capacity, seed) -> None:
@@ -131,16 +145,49 @@ def test_what_comes_next_is_read_before_somebody_left_for_it(segments, monkeypat
     cache = ExpertCache(segments, make_policy("lru"), capacity_experts=3, slots=slots)
     keys = list(segments)
     cache.expect(keys)
-    assert begun == list(range(3 + EARLY)) and len(cache) == 3
+    assert begun == list(range(3 + EARLY_LEAST)) and len(cache) == 3
     cache.get(keys[0])
-    assert begun == list(range(3 + EARLY)), "nobody has left yet"
+    assert begun == list(range(3 + EARLY_LEAST)), "nobody has left yet"
     cache.get(keys[1])
-    assert begun == list(range(4 + EARLY)) and keys[0] not in cache
+    assert begun == list(range(4 + EARLY_LEAST)) and keys[0] not in cache
     cache.expect(keys[:1])
     assert (cache.get(keys[0])["w"] == 0).all()
-    assert cache.counters.misses == 5, "what was read early for nobody counts nowhere"
+    assert cache.counters.misses == 5 and cache.counters.wasted == 2, "what was read early for nobody is no load"
     cache.check_integrity()
     cache.close()
+
+
+def test_a_guess_is_read_when_all_else_was_begun_and_told_as_prefetched_or_wasted(segments, monkeypatch) -> None:
+    slots, begun, events = Slots(threads=1), [], []
+    start = slots.start
+    monkeypatch.setattr(slots, "start", lambda segment: begun.append(segment.key.expert) or start(segment))
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=slots, emit=events.append)
+    keys = list(segments)
+    cache.expect(keys[:4], then=keys[6:9])
+    assert begun == [0, 1, 2, 3], "the layer's own come first"
+    for key in keys[:4]:
+        cache.get(key)
+    assert begun == [0, 1, 2, 3, 6, 7]
+    assert len(cache) == 2 and keys[6] not in cache, "a guess is in no budget"
+    events.clear()
+    cache.expect(keys[7:9])
+    for key in keys[7:9]:
+        assert (cache.get(key)["w"] == key.expert).all()
+    told = [(event.key.expert, event.cause) for event in events if isinstance(event, ExpertLoaded)]
+    assert told == [(7, "prefetch"), (8, "demand")]
+    (wasted,) = (event for event in events if isinstance(event, ExpertWasted))
+    assert wasted.key == keys[6] and wasted.bytes == SIZE
+    counters = cache.counters
+    assert (counters.hits, counters.misses, counters.loads) == (0, 6, 6)
+    assert (counters.prefetched, counters.wasted, counters.bytes_read) == (1, 1, 7 * SIZE)
+    cache.close()
+
+
+def test_without_threads_nobody_reads_ahead(segments) -> None:
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2)
+    assert not cache.can_prefetch
+    cache.expect(list(segments)[:1], then=list(segments)[1:])
+    assert len(cache) == 0 and cache.counters.bytes_read == 0
 
 
 def test_an_early_read_that_fails_is_told_to_those_who_ask_for_it(segments, tmp_path) -> None:

@@ -1,0 +1,57 @@
+"""Experts that loader threads read before the cache has decided on them, into memory beside the budget.
+
+Two kinds: who was expected and for whom nobody has left yet, and who the next layer is likely to ask for. The decisions
+stay what they are without threads; who was read for nothing is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Container, Iterable, Mapping
+
+from segmoe.events import ExpertKey
+from segmoe.manifest import Segment
+from segmoe.slots import Slot, Slots
+
+
+class Early:
+    """At most so many experts that are being read, or were, and are not decided on yet.
+
+    `wasted` is called with each that was read and never asked for, and the nanoseconds that reading it took.
+    """
+
+    def __init__(
+        self, slots: Slots, segments: Mapping[ExpertKey, Segment], most: int, wasted: Callable[[Slot, int], None]
+    ) -> None:
+        self.most = most
+        self._slots, self._segments, self._wasted = slots, segments, wasted
+        self._reading: dict[ExpertKey, Slot] = {}
+
+    def __len__(self) -> int:
+        return len(self._reading)
+
+    def __contains__(self, key: ExpertKey) -> bool:
+        return key in self._reading
+
+    def read(self, keys: Iterable[ExpertKey], resident: Container[ExpertKey], *, is_guess: bool = False) -> None:
+        """Begin to read the first of them that are not in memory, as many as there is room for."""
+        if len(self._reading) == self.most:
+            return
+        for key in keys:
+            if key not in resident and key not in self._reading:
+                slot = self._reading[key] = self._slots.start(self._segments[key])
+                slot.is_guess = is_guess
+                if len(self._reading) == self.most:
+                    return
+
+    def take(self, key: ExpertKey) -> Slot | None:
+        """Hand over an expert that the cache has decided on, if it is here."""
+        return self._reading.pop(key, None)
+
+    def keep(self, coming: Container[ExpertKey]) -> None:
+        """Drop all others; reading them is waited for, for memory that is being read into is nobody else's."""
+        for key in [key for key in self._reading if key not in coming]:
+            slot = self._reading.pop(key)
+            with contextlib.suppress(Exception):  # nobody asked for it
+                self._wasted(slot, self._slots.finish(slot).read_ns)
+            self._slots.release(slot)
