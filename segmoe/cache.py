@@ -88,6 +88,7 @@ class ExpertCache:
         self._segments = segments
         self._policy = policy
         self._slots = slots or Slots()
+        self.may_prefetch = self._slots.threads > 0
         self._resident: dict[ExpertKey, Slot] = {}
         self._used_bytes = 0
         self._pins: dict[ExpertKey, int] = {}
@@ -113,7 +114,7 @@ class ExpertCache:
     @property
     def can_prefetch(self) -> bool:
         """Whether there are threads to read ahead, and experts that are not in memory."""
-        return self._slots.threads > 0 and len(self._resident) < len(self._segments)
+        return self.may_prefetch and len(self._resident) < len(self._segments)
 
     def expect(self, keys: Iterable[ExpertKey], then: Sequence[ExpertKey] = ()) -> None:
         """Say which experts the next calls of `get` ask for, each once and in this order; reading may begin at once.
@@ -170,6 +171,7 @@ class ExpertCache:
     def close(self) -> None:
         """Forget all experts and close the shards."""
         self._settle()
+        self._early.close()
         for key in list(self._resident):
             self._policy.forget(key)
         self._resident.clear()

@@ -25,33 +25,46 @@ class Early:
     ) -> None:
         self.most = most
         self._slots, self._segments, self._wasted = slots, segments, wasted
-        self._reading: dict[ExpertKey, Slot] = {}
+        self._wanted: dict[ExpertKey, Slot] = {}
+        self._unwanted: list[Slot] = []  # a thread is still at them
 
     def __len__(self) -> int:
-        return len(self._reading)
+        return len(self._wanted) + len(self._unwanted)
 
     def __contains__(self, key: ExpertKey) -> bool:
-        return key in self._reading
+        return key in self._wanted
 
     def read(self, keys: Iterable[ExpertKey], resident: Container[ExpertKey], *, is_guess: bool = False) -> None:
         """Begin to read the first of them that are not in memory, as many as there is room for."""
-        if len(self._reading) == self.most:
-            return
+        self._clear(only_done=True)
         for key in keys:
-            if key not in resident and key not in self._reading:
-                slot = self._reading[key] = self._slots.start(self._segments[key])
+            if len(self) == self.most:
+                return
+            if key not in resident and key not in self._wanted:
+                slot = self._wanted[key] = self._slots.start(self._segments[key])
                 slot.is_guess = is_guess
-                if len(self._reading) == self.most:
-                    return
 
     def take(self, key: ExpertKey) -> Slot | None:
         """Hand over an expert that the cache has decided on, if it is here."""
-        return self._reading.pop(key, None)
+        return self._wanted.pop(key, None)
 
     def keep(self, coming: Container[ExpertKey]) -> None:
-        """Drop all others; reading them is waited for, for memory that is being read into is nobody else's."""
-        for key in [key for key in self._reading if key not in coming]:
-            slot = self._reading.pop(key)
+        """Give up all others. Memory that a thread has begun to fill is free once it is done; nobody waits for it."""
+        for key in [key for key in self._wanted if key not in coming]:
+            slot = self._wanted.pop(key)
+            if self._slots.cancel(slot):
+                self._slots.release(slot)
+            else:
+                self._unwanted.append(slot)
+
+    def close(self) -> None:
+        """Give up all, and wait for what was begun."""
+        self.keep(())
+        self._clear(only_done=False)
+
+    def _clear(self, *, only_done: bool) -> None:
+        for slot in [slot for slot in self._unwanted if not only_done or slot.is_done]:
+            self._unwanted.remove(slot)
             with contextlib.suppress(Exception):  # nobody asked for it
                 self._wasted(slot, self._slots.finish(slot).read_ns)
             self._slots.release(slot)

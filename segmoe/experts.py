@@ -101,7 +101,7 @@ class Seam:
             self._current = self._tensors = None
 
     def _guess(self, hidden: torch.Tensor, ids: torch.Tensor) -> list[ExpertKey]:
-        """Experts that the next layer is likely to ask for, in the order in which it would."""
+        """Experts that the next layer is likely to ask for."""
         if not self._runtime.cache.can_prefetch:
             return []
         if self.router is not None:

@@ -9,12 +9,12 @@ whose embeddings are small.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from segmoe.manifest import ExpertsModule
 
@@ -40,31 +40,34 @@ class Router:
     def __init__(self, weight: torch.Tensor, top_k: int) -> None:
         self.right = np.zeros(top_k)
         self._weight = weight
-        self._guesses: torch.Tensor | None = None  # [rows, k] of the pass under way
+        self._guesses: NDArray[np.int64] | None = None  # [rows, k] of the pass under way
 
     def guess(self, hidden: torch.Tensor) -> list[int]:
-        """The experts that at least one of the tokens [rows, hidden] picks with a probability of CERTAIN, ascending.
+        """The experts that at least one of the tokens [rows, hidden] picks with a probability of CERTAIN.
 
+        The most probable first, to one decimal; among those as the layer will ask, from 0.
         With r how often a guess of a rank is right, P = 1 - product of (1 - r) over the tokens that guess the expert,
         as if guesses went wrong independently.
         """
         if hidden.shape[-1] != self._weight.shape[-1]:  # experts of a narrower state
             return []
         with torch.no_grad():
-            rows = hidden[:: _stride(hidden)].to(self._weight.dtype)
-            self._guesses = torch.nn.functional.linear(rows, self._weight).topk(len(self.right)).indices.cpu()
+            rows = hidden[:: _stride(len(hidden))].to(self._weight.dtype)
+            guesses = torch.nn.functional.linear(rows, self._weight).topk(len(self.right)).indices.cpu().numpy()
+        self._guesses = guesses
         wrong = np.log1p(-np.minimum(self.right, 1 - 1e-9))
-        unpicked = np.bincount(self._guesses.flatten().numpy(), np.tile(wrong, len(self._guesses)))  # ln of probability
-        return np.flatnonzero(unpicked <= math.log(1 - CERTAIN)).tolist()
+        unpicked = np.exp(np.bincount(guesses.ravel(), np.tile(wrong, len(guesses))))
+        likely = np.flatnonzero(unpicked <= 1 - CERTAIN)
+        return likely[np.argsort(unpicked[likely].round(1), kind="stable")].tolist()  # type: ignore[no-any-return]
 
     def learn(self, ids: torch.Tensor) -> None:
         """Compare what was guessed with what the same tokens then picked, [rows, k]."""
         guesses, self._guesses = self._guesses, None
         if guesses is None:
             return
-        picked = ids[:: _stride(ids)].cpu()
+        picked = ids[:: _stride(len(ids))].cpu().numpy()
         if len(picked) == len(guesses):
-            found = (guesses[:, :, None] == picked[:, None, :]).any(-1).float().mean(0).numpy()
+            found = (guesses[:, :, None] == picked[:, None, :]).any(-1).mean(0)
             self.right += (1 - (1 - LATELY) ** len(guesses)) * (found - self.right)
 
 
@@ -84,5 +87,5 @@ def find_routers(model: Any, places: Sequence[ExpertsModule]) -> Iterator[Router
         yield Router(beside[0], place.top_k) if len(beside) == 1 else None
 
 
-def _stride(rows: torch.Tensor) -> int:
-    return max(1, -(-len(rows) // ROWS))
+def _stride(rows: int) -> int:
+    return max(1, -(-rows // ROWS))

@@ -44,9 +44,14 @@ class Slot:
     is_guess: bool = False  # read before its layer asked for it
 
     @property
+    def is_done(self) -> bool:
+        """Whether no thread is at it any more."""
+        return self.loading is None or self.loading.done()
+
+    @property
     def has_failed(self) -> bool:
         """Whether reading it ended without its bytes; not so while a thread is still at it."""
-        return self.loading is not None and self.loading.done() and self.loading.exception() is not None
+        return self.loading is not None and self.is_done and self.loading.exception() is not None
 
 
 class ReadTimes(NamedTuple):
@@ -117,6 +122,10 @@ class Slots:
         if self._staging is not None:
             self._staging.wait_for(slot.copied)
         return ReadTimes(read_ns, waited_ns)
+
+    def cancel(self, slot: Slot) -> bool:
+        """Whether no thread had begun to fill a slot; then none will."""
+        return slot.loading is not None and slot.loading.cancel()
 
     def use(self, slot: Slot) -> Tensors:
         """The parameters of a filled slot by name, for one use."""

@@ -72,9 +72,9 @@ class Contender:
         """Have a stock model compute its experts in another of the library's ways."""
         self._ask(False, do="implement", name=name)
 
-    def run(self, passes: int, tokens: int, seed: int, cold: bool = False, watch: bool = False) -> Passes:
-        """Passes of given random ids with a KV cache. To `watch` memory costs a little time."""
-        return Passes(**self._ask(watch, do="run", passes=passes, tokens=tokens, seed=seed, cold=cold))
+    def run(self, passes: int, tokens: int, seed: int, watch: bool = False, **how: Any) -> Passes:
+        """Passes of given random ids with a KV cache; `how` as in worker.py. To `watch` memory costs a little time."""
+        return Passes(**self._ask(watch, do="run", passes=passes, tokens=tokens, seed=seed, **how))
 
     def bookkeep(self, passes: int, seed: int) -> list[float]:
         """The share of each decode step that segmoe's cache and its events take."""

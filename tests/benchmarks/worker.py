@@ -71,10 +71,11 @@ class Worker:
         self.model.set_experts_implementation(name)
         return {}
 
-    def run(self, passes: int, tokens: int, seed: int, cold: bool = False) -> dict[str, Any]:
+    def run(self, passes: int, tokens: int, seed: int, cold: bool = False, guess_every: int = 1) -> dict[str, Any]:
         """So many passes of so many given random ids, with a KV cache; answer seconds and missed experts of each.
 
-        With `cold`, the kernel forgets the checkpoint's pages before each pass, outside of the time.
+        With `cold`, the kernel forgets the checkpoint's pages before each pass, outside of the time. segmoe guesses the
+        next layer's experts in one of every so many passes.
         """
         torch = self.torch
         generator = torch.Generator().manual_seed(seed)
@@ -82,7 +83,9 @@ class Worker:
         seconds, missed, past = [], [], None
         prefetched, wasted = self._counted("prefetched", "wasted")
         with torch.inference_mode():
-            for one in ids:
+            for number, one in enumerate(ids, 1):
+                if guess_every > 1:
+                    self.model.segmoe.cache.may_prefetch = number % guess_every == 0
                 if cold:
                     drop_cached(self.files)
                 (before,) = self._counted("misses")

@@ -33,6 +33,7 @@ ONE = torch.tensor([[0.0, 5.0, 0.0, 4.0, 3.0, 0.0]])  # guesses 1, 3, 4
 
 def test_a_single_token_has_guessed_as_far_as_its_ranks_are_right() -> None:
     assert router([0.9, 0.6, 0.4]).guess(ONE) == [1, 3]
+    assert router([0.6, 0.9, 0.8]).guess(ONE) == [3, 4, 1], "the most probable first"
     assert router([0.4, 0.4, 0.4]).guess(ONE) == []
     assert router([0.0, 0.0, 0.0]).guess(ONE) == []
 
@@ -41,7 +42,8 @@ def test_many_tokens_make_sure_what_one_does_not() -> None:
     other = torch.tensor([[4.0, 0.0, 0.0, 0.0, 3.0, 5.0]])  # guesses 5, 0, 4
     both = torch.cat([ONE, other])
     assert router([0.4, 0.4, 0.4]).guess(both) == [4], "1 - 0.6 x 0.6 = 0.64"
-    assert router([0.4, 0.4, 0.4]).guess(both.repeat(2, 1)) == [0, 1, 3, 4, 5]
+    assert router([0.4, 0.4, 0.4]).guess(both.repeat(2, 1)) == [4, 0, 1, 3, 5]
+    assert router([0.4, 0.4, 0.4]).guess(both.repeat(20, 1)) == [0, 1, 3, 4, 5], "as the layer will ask"
 
 
 def test_it_learns_how_often_each_rank_was_right() -> None:
@@ -55,7 +57,7 @@ def test_it_learns_how_often_each_rank_was_right() -> None:
         found.guess(ONE)
         found.learn(torch.tensor([[4, 1, 0]]))
     assert found.right.tolist() == pytest.approx([1, 0, 1], abs=1e-6)
-    assert found.guess(ONE) == [1, 4]
+    assert found.guess(ONE) == [1, 4], "as the layer will ask"
 
 
 def test_many_rows_are_as_much_evidence_as_single_ones_and_a_part_of_them_is_asked() -> None:

@@ -1,0 +1,111 @@
+"""What guessing the next layer's experts gains from a cold disk: decode passes with and without, in turn.
+
+    python -m tests.benchmarks.prefetch FOLDER [--rounds 10]
+
+FOLDER is written by wide.py if it is not there. Memory just holds the budget and what is read early; the kernel forgets
+the files before each pass. A guess changes neither who is loaded nor who leaves, so that both sides see one cache. Time
+is told per missed expert, since no two passes miss as many. Its weights are random; how often guesses are right of a
+trained model is told of the embedded one, which reads texts token by token.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import bootstrap
+from transformers import AutoTokenizer
+
+import segmoe
+from segmoe.direct import OTHERS_BYTES
+from segmoe.embedded import CORPUS, MODEL
+from segmoe.memory import most_early
+from segmoe.runtime import THREADS
+from segmoe.survey import survey
+from tests.benchmarks import wide
+from tests.benchmarks.contender import Contender
+from tests.benchmarks.memory import NoCapError, hard_cap
+
+TURN: dict[str, Any] = {"passes": 24, "tokens": 1, "cold": True, "guess_every": 2}
+
+SETTLING = 5
+"""Turns before anything is timed: they fill the budget, and guesses learn how often they are right."""
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> str:
+    """Of two means, with a 90% interval."""
+    found = bootstrap((a, b), lambda x, y, axis: np.mean(x, axis) / np.mean(y, axis), confidence_level=0.9, rng=0)
+    low, high = found.confidence_interval
+    return f"{a.mean() / b.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def trained(texts: int) -> Table:
+    """How often each guess of a token was right lately, by layer, behind so many texts of 64 tokens."""
+    model = segmoe.load(MODEL, experts=40, threads=1)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()
+    right: dict[int, list[np.ndarray]] = {}
+    for line in lines[:: len(lines) // texts]:
+        past = None
+        for token in tokenizer(json.loads(line)["text"]).input_ids[:64]:
+            with torch.inference_mode():
+                past = model(input_ids=torch.tensor([[token]]), past_key_values=past, use_cache=True).past_key_values
+        for place in model.segmoe.manifest.modules[1:]:
+            right.setdefault(place.layer, []).append(model.get_submodule(place.path)._segmoe.router.right.copy())
+    table = Table("embedded model, guesses of layer", *(f"guess {rank + 1}" for rank in range(place.top_k)))
+    for layer, found in right.items():
+        table.add_row(str(layer), *(f"{share:.2f}" for share in np.mean(found, axis=0)))
+    model.segmoe.close()
+    return table
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--share", "shares", multiple=True, default=(10, 25), show_default=True, help="Budget, % of experts.")
+@click.option("--rounds", default=10, show_default=True, help="Timed turns of 24 passes of each budget.")
+@click.option("--threads", default=2, show_default=True, help="Threads of the model.")
+@click.option("--layers", default=wide.LAYERS, show_default=True, help="Layers of a checkpoint that is not there yet.")
+@click.option("--smoke", is_flag=True, help="A tiny checkpoint and one turn: does it work?")
+def main(folder: Path, shares: tuple[int, ...], rounds: int, threads: int, layers: int, smoke: bool) -> None:
+    """Decode with and without guesses, and print what they gain and what they waste."""
+    wide.write(folder, wide.small() if smoke else wide.config(layers))
+    rounds = 1 if smoke else rounds
+    found = survey(folder)
+    one, console = found.components[0], Console()
+    columns = ("ms a missed expert, without", "with", "ratio", "missed a pass", "prefetched", "wasted")
+    table = Table("in memory", *columns)
+    for share in shares:
+        experts = max(1, one.experts_expected * share // 100)
+        held = experts + most_early(experts, THREADS)
+        try:
+            with (
+                hard_cap(found.non_expert_bytes + held * one.expert_bytes + OTHERS_BYTES) as cap,
+                Contender(threads, cap) as contender,
+            ):
+                contender.open(folder, kind="segmoe", experts=experts, threads=THREADS)
+                for seed in range(1 if smoke else SETTLING):
+                    contender.run(seed=seed, **TURN)
+                turns = [contender.run(seed=SETTLING + seed, **TURN) for seed in range(rounds)]
+        except NoCapError as reason:
+            raise click.ClickException(str(reason)) from reason
+        missed, seconds = (np.array([getattr(turn, name) for turn in turns]) for name in ("missed", "seconds"))
+        without, guessing = (1e3 * (seconds[:, side::2] / missed[:, side::2]).ravel() for side in (0, 1))
+        early = (sum(getattr(turn, name) for turn in turns) for name in ("prefetched", "wasted"))
+        table.add_row(
+            f"{experts} of {one.experts_expected:,}",
+            *(f"{side.mean():.2f}" for side in (without, guessing)),
+            ratio(guessing, without),
+            f"{missed.mean():.1f}",
+            *(f"{count / missed[:, 1::2].sum():.0%}" for count in early),
+        )
+    console.print(table, trained(2 if smoke else 40))
+
+
+if __name__ == "__main__":
+    main()
