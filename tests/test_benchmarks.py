@@ -17,7 +17,7 @@ import segmoe
 from segmoe.embedded import MODEL
 from segmoe.events import Routed
 from segmoe.survey import survey
-from tests.benchmarks import hub, mapping, memory, residency, wide
+from tests.benchmarks import hub, mapping, memory, prefetch, residency, wide
 from tests.benchmarks.contender import Contender, DiedError
 from tests.benchmarks.interventions import interventions
 from tests.benchmarks.memory import NoCapError, Peak, hard_cap, read_rate, resident
@@ -66,6 +66,15 @@ def test_each_part_prints_its_table(small: Path) -> None:
     outcome = CliRunner().invoke(residency.main, options, catch_exceptions=False)
     assert outcome.exit_code == 0
     assert "segmoe, 16 experts" in outcome.output and "of the bound" in outcome.output
+
+
+def test_guesses_are_compared_with_none(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    outcome = CliRunner().invoke(prefetch.main, [str(small), "--smoke", "--threads", "1"])
+    if "no memory cap is possible" in outcome.output:
+        pytest.skip(outcome.output)
+    assert outcome.exit_code == 0, outcome.output
+    assert "6 of 64" in outcome.output and "guess 4" in outcome.output
 
 
 def test_memory_that_a_process_held_for_a_moment_is_seen_and_what_it_mapped_apart(tmp_path: Path) -> None:

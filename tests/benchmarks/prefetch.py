@@ -11,6 +11,7 @@ trained model is told of the embedded one, which reads texts token by token.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def main(folder: Path, shares: tuple[int, ...], rounds: int, threads: int, layer
     wide.write(folder, wide.small() if smoke else wide.config(layers))
     rounds = 1 if smoke else rounds
     found = survey(folder)
-    one, console = found.components[0], Console()
+    one, console = found.components[0], Console(width=None if sys.stdout.isatty() else 120)
     columns = ("ms a missed expert, without", "with", "ratio", "missed a pass", "prefetched", "wasted")
     table = Table("in memory", *columns)
     for share in shares:

@@ -27,15 +27,12 @@ import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from segmoe.direct import OTHERS_BYTES
@@ -44,90 +41,13 @@ from segmoe.runtime import THREADS
 from segmoe.survey import survey
 from segmoe.units import format_bytes, parse_bytes
 from tests.benchmarks import wide
+from tests.benchmarks.cold import cold
 from tests.benchmarks.contender import Contender, DiedError
-from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap, read_rate, reading
+from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap
+from tests.benchmarks.rounds import CAPS, Bench, Row
 
 MEMORY = ("anonymous", "mapped")
 COPIED = "25%"  # the budget at which copies are measured beside mapped experts
-CAPS = ("1.8GB", "1.9GB", "2.6GB")  # 1.9 is half of the 3-layer model
-WITHOUT_PREFILL = ("batched_mm",)
-"""Copies the weights of each pick: 256 tokens x 8 picks of 9 MB are 19 GB, and took minutes where they fit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """The checkpoint and how long to measure."""
-
-    path: Path
-    threads: int = 2
-    rounds: int = 5
-    limit_s: float = 30.0  # for the rounds of one task; then no further round begins
-    settling: int = 12  # turns before anything is timed: experts that stay get packed
-    steps: int = 12
-    prompt_tokens: int = 256
-    caps: tuple[str, ...] = CAPS
-    shares: tuple[int, ...] = (10, 25, 50, 100)  # per cent of the experts that are in memory, beside 16 of them
-    console: Console = field(default_factory=lambda: Console(width=None if sys.stdout.isatty() else 120))
-
-    def seeds(self) -> Iterator[int]:
-        """One number a round: 0, in which all warm up and memory is watched, and at least one that is timed."""
-        began = time.perf_counter()
-        for seed in range(self.rounds + 1):
-            if seed > 1 and time.perf_counter() - began > self.limit_s:
-                return
-            yield seed
-
-    def settle(self, contender: Contender) -> None:
-        """Decode until the budget is filled and experts that stay are packed."""
-        contender.run(seed=0, passes=self.settling * self.steps, tokens=1)
-
-    @property
-    def files(self) -> list[Path]:
-        """The shards."""
-        return sorted(self.path.glob("*.safetensors"))
-
-    def budgets(self, total: int, below: int = 101) -> dict[str, int]:
-        """Name -> experts in memory."""
-        shares = {f"{share}%": max(1, total * share // 100) for share in self.shares if share < below}
-        return {"16 experts": 16} | shares
-
-    @property
-    def tasks(self) -> dict[str, dict[str, int]]:
-        """Passes and tokens a pass."""
-        return {
-            "decode": {"passes": self.steps, "tokens": 1},
-            "prefill": {"passes": 1, "tokens": self.prompt_tokens},
-        }
-
-
-@dataclass(slots=True)
-class Row:
-    """One contender's rates by task, a value a round."""
-
-    name: str
-    implementation: str | None = None
-    rates: dict[str, list[float]] = field(default_factory=dict)
-
-    def take_turn(self, contender: Contender, task: str, seed: int, watch: bool, **work: Any) -> None:
-        """Run one task once; a turn that is watched is not timed."""
-        if task == "prefill" and self.implementation in WITHOUT_PREFILL:
-            return
-        if self.implementation is not None:
-            contender.implement(self.implementation)
-        took = contender.run(seed=seed, watch=watch, **work)
-        rate = work["passes"] * work["tokens"] / sum(took.seconds)
-        click.echo(f"{self.name}, {task} {seed}: {rate:,.2f} tok/s{', not counted' if watch else ''}", err=True)
-        if not watch:
-            self.rates.setdefault(task, []).append(rate)
-
-    def cells(self, task: str, base: Row) -> tuple[str, str]:
-        """The median rate and the median of the ratios to another row, pair by pair."""
-        if task not in self.rates:
-            return "-", "-"
-        pairs = [
-            mine / other for mine, other in zip(self.rates[task], base.rates[task], strict=False)
-        ]  # a limit may end one side earlier
-        return f"{statistics.median(self.rates[task]):,.1f}", f"{statistics.median(pairs):.2f}"
 
 
 def _costs(contender: Contender) -> tuple[str, str, str]:
@@ -170,75 +90,6 @@ def warm(bench: Bench) -> None:
         f"{format_bytes(found.components[0].expert_bytes)}, other weights {format_bytes(found.non_expert_bytes)}",
         table,
         f"The cache and its events take {own:.2%} of a decode step (median, {fullest} in memory)",
-        sep="\n",
-    )
-
-
-class ColdTurn(NamedTuple):
-    """A task of one contender, once."""
-
-    seconds: list[float]  # [passes]
-    missed: list[int]  # [passes]
-    prefetched: int
-    wasted: int
-    rate: float  # of the disk just behind it, bytes a second
-
-
-def cold(bench: Bench) -> None:
-    """Every missed expert comes from the disk."""
-    found = survey(bench.path)
-    one = found.components[0]
-    taken: dict[tuple[str, str], list[ColdTurn]] = {}
-    budgets = bench.budgets(one.experts_expected, below=50)
-    for name, experts in budgets.items():
-        held = experts + most_early(experts, THREADS)
-        with (
-            hard_cap(found.non_expert_bytes + held * one.expert_bytes + OTHERS_BYTES) as cap,
-            Contender(bench.threads, cap) as contender,
-        ):
-            contender.open(bench.path, kind="segmoe", experts=experts)
-            bench.settle(contender)
-            for task, work in bench.tasks.items():
-                for seed in bench.seeds():
-                    turn = contender.run(seed=seed, cold=True, **work)
-                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turn.seconds):.2f} s", err=True)
-                    if seed:
-                        rate = read_rate(bench.files, one.expert_bytes, kept=held)
-                        taken.setdefault((name, task), []).append(ColdTurn(*turn, rate))
-    columns = ("tok/s", "of the bound", "of both at once", "missed experts a pass", "prefetched", "wasted")
-    table = Table("contender", "task", *columns)
-    beside: list[float] = []  # the disk's rate while the in-memory model runs
-    compute_s: dict[str, float] = {}  # a pass
-    with Contender(bench.threads) as stock:  # opened last: what it has mapped, the kernel would not forget
-        stock.open(bench.path, kind="stock", experts_implementation="eager")
-        for task, work in bench.tasks.items():
-            stock.run(seed=0, **work)
-            compute_s[task] = statistics.median(stock.run(seed=1, **work).seconds)
-        for (name, task), turns in taken.items():
-            work, held = bench.tasks[task], budgets[name]
-            shares = []
-            for seed, turn in enumerate(turns, 1):
-                with reading(bench.files, one.expert_bytes, sum(turn.missed), kept=held) as read_s:
-                    computed_s = sum(stock.run(seed=seed, **work).seconds)
-                    both_s = max(computed_s, read_s())
-                beside.append(sum(turn.missed) * one.expert_bytes / read_s())
-                bound_s = sum(max(missed * one.expert_bytes / turn.rate, compute_s[task]) for missed in turn.missed)
-                shares.append([least / sum(turn.seconds) for least in (bound_s, both_s)])
-            rate = statistics.median(work["passes"] * work["tokens"] / sum(turn.seconds) for turn in turns)
-            of_bound, of_both = (f"{statistics.median(share):.2f}" for share in zip(*shares, strict=True))
-            missed = statistics.median(missed for turn in turns for missed in turn.missed)
-            total = sum(sum(turn.missed) for turn in turns)
-            early = (sum(turn.prefetched for turn in turns), sum(turn.wasted for turn in turns))
-            shown = (f"{missed:g}", *(f"{count / total:.0%}" for count in early))
-            table.add_row(f"segmoe, {name}", task, f"{rate:,.2f}", of_bound, of_both, *shown)
-    disk = [turn.rate for turns in taken.values() for turn in turns]
-    in_memory = ", ".join(f"{task} {seconds * 1e3:,.0f} ms" for task, seconds in compute_s.items())
-    bench.console.print(
-        "[bold]Cold[/bold]: medians; the bound is the longer of reading what is missed and the in-memory model's pass; "
-        "of what is missed, the share that was prefetched, and what was wasted beside it",
-        table,
-        f"disk: {min(disk) / 1e9:.2f} to {max(disk) / 1e9:.2f} GB/s by itself, just behind each turn; "
-        f"{min(beside) / 1e9:.2f} to {max(beside) / 1e9:.2f} beside the in-memory model\nin-memory pass: {in_memory}",
         sep="\n",
     )
 

@@ -1,0 +1,86 @@
+"""The cold part of the residency benchmark: every missed expert comes from the disk. What it means is told there."""
+
+from __future__ import annotations
+
+import statistics
+from typing import NamedTuple
+
+import click
+from rich.table import Table
+
+from segmoe.direct import OTHERS_BYTES
+from segmoe.memory import most_early
+from segmoe.runtime import THREADS
+from segmoe.survey import survey
+from tests.benchmarks.contender import Contender
+from tests.benchmarks.memory import hard_cap, read_rate, reading
+from tests.benchmarks.rounds import Bench
+
+
+class ColdTurn(NamedTuple):
+    """A task of one contender, once."""
+
+    seconds: list[float]  # [passes]
+    missed: list[int]  # [passes]
+    prefetched: int
+    wasted: int
+    rate: float  # of the disk just behind it, bytes a second
+
+
+def cold(bench: Bench) -> None:
+    """Every missed expert comes from the disk."""
+    found = survey(bench.path)
+    one = found.components[0]
+    taken: dict[tuple[str, str], list[ColdTurn]] = {}
+    budgets = bench.budgets(one.experts_expected, below=50)
+    for name, experts in budgets.items():
+        held = experts + most_early(experts, THREADS)
+        with (
+            hard_cap(found.non_expert_bytes + held * one.expert_bytes + OTHERS_BYTES) as cap,
+            Contender(bench.threads, cap) as contender,
+        ):
+            contender.open(bench.path, kind="segmoe", experts=experts)
+            bench.settle(contender)
+            for task, work in bench.tasks.items():
+                for seed in bench.seeds():
+                    turn = contender.run(seed=seed, cold=True, **work)
+                    click.echo(f"segmoe, {name}, {task} {seed}: {sum(turn.seconds):.2f} s", err=True)
+                    if seed:
+                        rate = read_rate(bench.files, one.expert_bytes, kept=held)
+                        taken.setdefault((name, task), []).append(ColdTurn(*turn, rate))
+    columns = ("tok/s", "of the bound", "of both at once", "missed experts a pass", "prefetched", "wasted")
+    table = Table("contender", "task", *columns)
+    beside: list[float] = []  # the disk's rate while the in-memory model runs
+    compute_s: dict[str, float] = {}  # a pass
+    with Contender(bench.threads) as stock:  # opened last: what it has mapped, the kernel would not forget
+        stock.open(bench.path, kind="stock", experts_implementation="eager")
+        for task, work in bench.tasks.items():
+            stock.run(seed=0, **work)
+            compute_s[task] = statistics.median(stock.run(seed=1, **work).seconds)
+        for (name, task), turns in taken.items():
+            work, held = bench.tasks[task], budgets[name]
+            shares = []
+            for seed, turn in enumerate(turns, 1):
+                with reading(bench.files, one.expert_bytes, sum(turn.missed), kept=held) as read_s:
+                    computed_s = sum(stock.run(seed=seed, **work).seconds)
+                    both_s = max(computed_s, read_s())
+                beside.append(sum(turn.missed) * one.expert_bytes / read_s())
+                bound_s = sum(max(missed * one.expert_bytes / turn.rate, compute_s[task]) for missed in turn.missed)
+                shares.append([least / sum(turn.seconds) for least in (bound_s, both_s)])
+            rate = statistics.median(work["passes"] * work["tokens"] / sum(turn.seconds) for turn in turns)
+            of_bound, of_both = (f"{statistics.median(share):.2f}" for share in zip(*shares, strict=True))
+            missed = statistics.median(missed for turn in turns for missed in turn.missed)
+            total = sum(sum(turn.missed) for turn in turns)
+            early = (sum(turn.prefetched for turn in turns), sum(turn.wasted for turn in turns))
+            shown = (f"{missed:g}", *(f"{count / total:.0%}" for count in early))
+            table.add_row(f"segmoe, {name}", task, f"{rate:,.2f}", of_bound, of_both, *shown)
+    disk = [turn.rate for turns in taken.values() for turn in turns]
+    in_memory = ", ".join(f"{task} {seconds * 1e3:,.0f} ms" for task, seconds in compute_s.items())
+    bench.console.print(
+        "[bold]Cold[/bold]: medians; the bound is the longer of reading what is missed and the in-memory model's pass; "
+        "of what is missed, the share that was prefetched, and what was wasted beside it",
+        table,
+        f"disk: {min(disk) / 1e9:.2f} to {max(disk) / 1e9:.2f} GB/s by itself, just behind each turn; "
+        f"{min(beside) / 1e9:.2f} to {max(beside) / 1e9:.2f} beside the in-memory model\nin-memory pass: {in_memory}",
+        sep="\n",
+    )
