@@ -89,7 +89,7 @@ def test_a_record_of_the_second_version_is_upgraded_and_keeps_its_rows(tmp_path:
         more = {"run": (0, 0, 0, 0), "expert": (7, 7)}.get(table, ())
         assert ask(db, f"SELECT * FROM {table}") == [(*row, *more) for row in kept], table
     after = dict(ask(db, "SELECT name, sql FROM sqlite_master WHERE type = 'view'"))
-    assert after == views | {name: after[name] for name in ("v_what_if", "v_run", "v_expert")}
+    assert after == views | {name: after[name] for name in ("v_what_if", "v_run", "v_expert", "v_residency_event")}
     assert ask(db, "SELECT COUNT(*) FROM v_what_if") == [(0,)]
     assert ask(db, "PRAGMA foreign_key_check") == []
 
@@ -103,6 +103,17 @@ def test_a_record_of_the_third_version_goes_up_and_down_as_it_was(tmp_path: Path
     assert ask(db, "SELECT * FROM v_run") == [(*before[0][0], 0, 0, 0, 0)]
     at_revision(db, "0003", command.downgrade)
     assert (ask(db, "SELECT * FROM v_run"), ask(db, "SELECT sql FROM sqlite_master WHERE name = 'v_run'")) == before
+
+
+def test_a_record_of_the_fifth_version_gets_words_for_wasted_reads_and_loses_them_again(tmp_path: Path) -> None:
+    db, view = tmp_path / "record.db", "SELECT sql FROM sqlite_master WHERE name = 'v_residency_event'"
+    at_revision(db, "0005")
+    fill(db, "residency_event")
+    before = ask(db, view), ask(db, "SELECT * FROM v_residency_event")
+    open_db(db).dispose()
+    assert "waste" in ask(db, view)[0][0] and ask(db, "SELECT * FROM v_residency_event") == before[1]
+    at_revision(db, "0005", command.downgrade)
+    assert (ask(db, view), ask(db, "SELECT * FROM v_residency_event")) == before
 
 
 def test_a_record_of_the_fourth_version_learns_how_often_experts_were_wanted(tmp_path: Path) -> None:

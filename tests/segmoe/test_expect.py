@@ -1,5 +1,7 @@
 """What a layer says it is about to ask for: the same loads and evictions with and without loader threads."""
 
+import threading
+import time
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from segmoe.manifest import ExpertParameter, Piece, Segment
 from segmoe.memory import EARLY_LEAST
 from segmoe.policies import make_policy
-from segmoe.slots import Slots
+from segmoe.slots import Slot, Slots
 
 SIZE, COUNT = 24, 12
 PASSES = st.lists(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=8, unique=True).map(sorted), max_size=12)
@@ -150,6 +152,7 @@ def test_what_comes_next_is_read_before_somebody_left_for_it(segments, monkeypat
     assert begun == list(range(3 + EARLY_LEAST)), "nobody has left yet"
     cache.get(keys[1])
     assert begun == list(range(4 + EARLY_LEAST)) and keys[0] not in cache
+    let_it_read(cache)
     cache.expect(keys[:1])
     assert (cache.get(keys[0])["w"] == 0).all()
     assert cache.counters.misses == 5 and cache.counters.wasted == 2, "what was read early for nobody is no load"
@@ -169,6 +172,7 @@ def test_a_guess_is_read_when_all_else_was_begun_and_told_as_prefetched_or_waste
         cache.get(key)
     assert begun == [0, 1, 2, 3, 6, 7]
     assert len(cache) == 2 and keys[6] not in cache, "a guess is in no budget"
+    let_it_read(cache)
     events.clear()
     cache.expect(keys[7:9])
     for key in keys[7:9]:
@@ -181,6 +185,39 @@ def test_a_guess_is_read_when_all_else_was_begun_and_told_as_prefetched_or_waste
     assert (counters.hits, counters.misses, counters.loads) == (0, 6, 6)
     assert (counters.prefetched, counters.wasted, counters.bytes_read) == (1, 1, 7 * SIZE)
     cache.close()
+
+
+def test_nobody_waits_for_a_wrong_guess_and_nothing_is_read_into_its_memory(segments, monkeypatch) -> None:
+    slots, go_on = Slots(threads=1), threading.Event()
+    fill = slots._fill
+
+    def slowly(slot: Slot, behind: object) -> int:
+        if slot.segment.key.expert >= 6:
+            assert go_on.wait(60)
+        return fill(slot, behind)
+
+    monkeypatch.setattr(slots, "_fill", slowly)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=slots)
+    keys = list(segments)
+    cache.expect(keys[:1], then=keys[6:8])
+    cache.get(keys[0])
+    begun = cache._early._wanted[keys[6]]
+    while not begun.loading.running():
+        time.sleep(0.001)
+    cache.expect(keys[:1])
+    assert (cache.get(keys[0])["w"] == 0).all(), "while a thread is at the guess"
+    assert len(cache._early) == 1 and begun.buffer is not None, "the one behind it was never begun"
+    go_on.set()
+    cache.expect(keys[1:2])
+    assert (cache.get(keys[1])["w"] == 1).all()
+    cache.close()
+    assert cache.counters.wasted == 1 and len(cache._early) == 0 and begun.buffer is None
+
+
+def let_it_read(cache: ExpertCache) -> None:
+    """Until threads have nothing to do."""
+    for slot in cache._early._wanted.values():
+        slot.loading.result()
 
 
 def test_without_threads_nobody_reads_ahead(segments) -> None:
