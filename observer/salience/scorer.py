@@ -17,11 +17,11 @@ from observer.salience.surprise import Surprise
 from observer.salience.windows import Raw, Window
 from observer.stats.base import Array, ratio
 
-DEFINITION_VERSION = 4
+DEFINITION_VERSION = 5
 """Stands in every row; a change of a formula or of a constant is a new version.
 
 The second has another conflict than the first, the third another conflict and another surprise, the fourth holds
-novelty against all that was seen.
+novelty against all that was seen, the fifth holds the others against five times as many windows as before.
 """
 
 DIMENSIONS = ("surprise", "novelty", "arousal", "reward", "conflict")

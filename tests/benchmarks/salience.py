@@ -161,6 +161,7 @@ def report(found: Found, console: Console) -> None:
     console.print(f"windows pooled: {tally(text_cells(found, measure=pooled_response))}")
     for number, (name, dimension) in enumerate(OTHERS.items()):
         console.print(f"{name}: {tally(text_cells(found, {dimension: len(DIMENSIONS) + number}))}")
+    console.print(f"by chi-squared and ln(1 + count): {tally(text_cells(found, dict(enumerate(OTHER_CAUSES))))}")
     console.print(f"figures before calibration: {tally(text_cells(figures(found)))}")
     console.print(f"shuffled scores: {tally(text_cells(shuffled(found)))}\n")
     for title, values in (

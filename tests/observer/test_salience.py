@@ -129,7 +129,7 @@ def test_the_calibration_is_the_weighted_mean_and_deviation_of_all_it_saw() -> N
     calibration = Calibration.zeros([LATELY, EVER])
     for value in values:
         calibration.learn(np.array([value, value]))
-    for figure, weights in enumerate((0.95 ** np.arange(199, -1, -1), np.ones(200))):
+    for figure, weights in enumerate(((1 - LATELY) ** np.arange(199, -1, -1), np.ones(200))):
         mean = np.average(values, weights=weights)
         assert calibration.mean[figure] == pytest.approx(mean, rel=1e-14)
         variance = np.average((values - mean) ** 2, weights=weights)
@@ -187,7 +187,7 @@ def test_a_change_of_experts_is_surprising_each_time_but_novel_only_once() -> No
     again = scorer.score(window(rng, among=there))
     usual = scorer.score(window(rng, among=there)).raw
     surprise, novelty = DIMENSIONS.index("surprise"), DIMENSIONS.index("novelty")
-    assert min(first.scores[surprise], again.scores[surprise]) > 0.95
+    assert first.scores[surprise] > 0.95 and again.scores[surprise] > 0.9
     assert first.scores[novelty] > 0.95
     assert again.raw[novelty] == pytest.approx(usual[novelty], rel=0.2) and first.raw[novelty] > 5 * again.raw[novelty]
 
