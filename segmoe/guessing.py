@@ -2,9 +2,9 @@
 
 What comes to one layer's experts is most of what comes to the next one's, so the next router is asked about it
 (Eliseev and Mazur, "Fast inference of mixture-of-experts language models with offloading", 2023). How often each of its
-guesses was right is learned as the model runs, and only what is nearly certain is said: little of one token, nearly all
-experts of a long prompt, and nothing where the next router is another matter, as behind the first layer of a model
-whose embeddings are small.
+guesses was right is learned as the model runs, and only what is more likely right than wrong is said: some experts of
+one token, nearly all of a long prompt, and none where the next router is another matter, as behind the first layer of a
+model whose embeddings are small.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from segmoe.manifest import ExpertsModule
 
 CERTAIN = 0.5
-"""Least probability of an expert that is worth reading: the disk would rest, so all that counts is more use than waste.
+"""Least probability of an expert that is worth reading: the disk would rest, so that more use than waste is a gain.
 
-Decoding from a cold disk with 10% of 12 layers' experts in memory took .90 of the time without guesses at .75, and .84
-at .5; an oracle would have made it .69."""
+What it gains is told by tests/benchmarks/prefetch.py. At 0.75, about half as much was prefetched."""
 
 LATELY = 1 / 16
 """A token's weight in how often guesses were right lately."""
