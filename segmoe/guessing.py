@@ -71,17 +71,16 @@ class Router:
 
 
 def find_routers(model: Any, places: Sequence[ExpertsModule]) -> Iterator[Router | None]:
-    """The router of each experts module: the layer's one matrix with a row for each expert; None where that is unclear.
+    """The router of each experts module: the one matrix beside it with a row for each expert; None if it is not one.
 
     A guess needs no more than its weight: what families add to its logits changes little of who is first.
     """
     for place in places:
+        around, _, experts = place.path.rpartition(".")
         beside = [
             parameter
-            for name, parameter in model.get_submodule(place.block).named_parameters()
-            if parameter.dim() == 2
-            and len(parameter) == place.num_experts
-            and not f"{place.block}.{name}".startswith(f"{place.path}.")
+            for name, parameter in model.get_submodule(around).named_parameters()
+            if parameter.dim() == 2 and len(parameter) == place.num_experts and not name.startswith(f"{experts}.")
         ]
         yield Router(beside[0], place.top_k) if len(beside) == 1 else None
 

@@ -78,10 +78,10 @@ def test_the_router_of_every_layer_is_found(name: str) -> None:
         assert re.fullmatch(rf"{re.escape(place.block)}\.mlp\.(gate|router)\.weight", names[id(found._weight)])
 
 
-def test_a_layer_with_two_matrices_that_could_be_its_router_has_none() -> None:
+def test_where_two_matrices_could_be_the_router_there_is_none() -> None:
     model = tiny.build("Qwen3Moe")
     places = experts_modules(model)
-    model.model.layers[1].other = torch.nn.Linear(5, places[1].num_experts)
+    model.model.layers[1].mlp.other = torch.nn.Linear(5, places[1].num_experts)
     first, second, third = find_routers(model, places)
     assert first is not None and second is None and third is not None
 
