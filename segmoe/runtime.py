@@ -171,13 +171,13 @@ class Runtime:
         experts = [model.get_submodule(place.path) for place in self.manifest.modules]
         watched = {id(module): module for module in (model, *experts)}
         routers = find_routers(model, self.manifest.modules)
-        last: dict[str, Seam] = {}  # of each stack
+        last: dict[str, Seam] = {}  # of each component
         for place, module, router in zip(self.manifest.modules, experts, routers, strict=True):
             seam = Seam(self, place, module)
             seam.router, seam.is_told = router, is_selected(place, self._select)
-            if place.stack in last:
-                last[place.stack].following = seam
-            last[place.stack] = seam
+            if place.component in last:
+                last[place.component].following = seam
+            last[place.component] = seam
             if self._sink is not None and self.capture == "contribution" and seam.is_told:
                 model.get_submodule(place.block).register_forward_hook(_after_layer(seam))
             stack = model.get_submodule(place.stack)
