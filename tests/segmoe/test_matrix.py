@@ -71,7 +71,7 @@ def test_every_budget_gives_the_stock_models_bits(
     assert not torch.equal(wanted["greedy tokens"], wanted["sampled tokens"])
     total = len(segmoe.load(tmp_path).segmoe.manifest.experts)
     assert total in (LAYERS * EXPERTS, (LAYERS - 1) * EXPERTS)
-    brought = []
+    brought, prefetched = [], 0
     bring, read = mapping.Mappings.bring, direct.Direct.read
     monkeypatch.setattr(mapping, "MIN_BYTES", 1)
     monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args: False)
@@ -92,6 +92,8 @@ def test_every_budget_gives_the_stock_models_bits(
         assert len(model.segmoe.cache) <= experts
         model.segmoe.cache.check_integrity()
         model.segmoe.close()
+        prefetched += model.segmoe.cache.counters.prefetched
+    assert prefetched, "guesses were tried too"
 
 
 @pytest.mark.parametrize("name", TEXT)
