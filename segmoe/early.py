@@ -49,9 +49,15 @@ class Early:
         return self._wanted.pop(key, None)
 
     def keep(self, coming: Container[ExpertKey]) -> None:
-        """Give up all others. Memory that a thread has begun to fill is free once it is done; nobody waits for it."""
-        for key in [key for key in self._wanted if key not in coming]:
-            slot = self._wanted.pop(key)
+        """Give up all others. Memory that a thread has begun to fill is free once it is done; nobody waits for it.
+
+        What is kept was prefetched if reading it had begun.
+        """
+        for key, slot in list(self._wanted.items()):
+            if key in coming:
+                slot.is_guess &= slot.has_begun
+                continue
+            del self._wanted[key]
             if self._slots.cancel(slot):
                 self._slots.release(slot)
             else:

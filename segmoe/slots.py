@@ -44,6 +44,11 @@ class Slot:
     is_guess: bool = False  # read before its layer asked for it
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a thread is at it, or was."""
+        return self.loading is None or self.loading.running() or self.loading.done()
+
+    @property
     def is_done(self) -> bool:
         """Whether no thread is at it any more."""
         return self.loading is None or self.loading.done()

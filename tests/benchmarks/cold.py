@@ -11,10 +11,16 @@ from rich.table import Table
 from segmoe.direct import OTHERS_BYTES
 from segmoe.memory import most_early
 from segmoe.runtime import THREADS
-from segmoe.survey import survey
+from segmoe.survey import Survey, survey
 from tests.benchmarks.contender import Contender
 from tests.benchmarks.memory import hard_cap, read_rate, reading
 from tests.benchmarks.rounds import Bench
+
+
+def just_enough(found: Survey, experts: int) -> tuple[int, int]:
+    """Experts that a budget and what is read early hold, and bytes of memory that this takes with all else."""
+    held = experts + most_early(experts, THREADS)
+    return held, found.non_expert_bytes + held * found.components[0].expert_bytes + OTHERS_BYTES
 
 
 class ColdTurn(NamedTuple):
@@ -34,11 +40,8 @@ def cold(bench: Bench) -> None:
     taken: dict[tuple[str, str], list[ColdTurn]] = {}
     budgets = bench.budgets(one.experts_expected, below=50)
     for name, experts in budgets.items():
-        held = experts + most_early(experts, THREADS)
-        with (
-            hard_cap(found.non_expert_bytes + held * one.expert_bytes + OTHERS_BYTES) as cap,
-            Contender(bench.threads, cap) as contender,
-        ):
+        held, needed = just_enough(found, experts)
+        with hard_cap(needed) as cap, Contender(bench.threads, cap) as contender:
             contender.open(bench.path, kind="segmoe", experts=experts)
             bench.settle(contender)
             for task, work in bench.tasks.items():

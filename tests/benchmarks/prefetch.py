@@ -24,12 +24,11 @@ from scipy.stats import bootstrap
 from transformers import AutoTokenizer
 
 import segmoe
-from segmoe.direct import OTHERS_BYTES
 from segmoe.embedded import CORPUS, MODEL
-from segmoe.memory import most_early
 from segmoe.runtime import THREADS
 from segmoe.survey import survey
 from tests.benchmarks import wide
+from tests.benchmarks.cold import just_enough
 from tests.benchmarks.contender import Contender
 from tests.benchmarks.memory import NoCapError, hard_cap
 
@@ -83,12 +82,9 @@ def main(folder: Path, shares: tuple[int, ...], rounds: int, threads: int, layer
     table = Table("in memory", *columns)
     for share in shares:
         experts = max(1, one.experts_expected * share // 100)
-        held = experts + most_early(experts, THREADS)
+        _, needed = just_enough(found, experts)
         try:
-            with (
-                hard_cap(found.non_expert_bytes + held * one.expert_bytes + OTHERS_BYTES) as cap,
-                Contender(threads, cap) as contender,
-            ):
+            with hard_cap(needed) as cap, Contender(threads, cap) as contender:
                 contender.open(folder, kind="segmoe", experts=experts, threads=THREADS)
                 for seed in range(1 if smoke else SETTLING):
                     contender.run(seed=seed, **TURN)

@@ -207,7 +207,12 @@ def test_nobody_waits_for_a_wrong_guess_and_nothing_is_read_into_its_memory(segm
     cache.expect(keys[:1])
     assert (cache.get(keys[0])["w"] == 0).all(), "while a thread is at the guess"
     assert len(cache._early) == 1 and begun.buffer is not None, "the one behind it was never begun"
+    cache.expect(keys[:1], then=keys[8:9])
+    cache.get(keys[0])
+    cache.expect(keys[8:9])
     go_on.set()
+    assert (cache.get(keys[8])["w"] == 8).all()
+    assert cache.counters.prefetched == 0, "no thread had been at it when it was asked for"
     cache.expect(keys[1:2])
     assert (cache.get(keys[1])["w"] == 1).all()
     cache.close()

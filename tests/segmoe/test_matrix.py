@@ -13,6 +13,7 @@ import transformers
 import segmoe
 from segmoe import direct, mapping, runtime
 from segmoe.building import quiet_transformers
+from segmoe.guessing import Router
 from tests import omni
 from tests.families.configs import EXPERTS, LAYERS, Family
 from tests.families.sweep import LAYOUTS, build, left_padded, names_of
@@ -71,12 +72,14 @@ def test_every_budget_gives_the_stock_models_bits(
     assert not torch.equal(wanted["greedy tokens"], wanted["sampled tokens"])
     total = len(segmoe.load(tmp_path).segmoe.manifest.experts)
     assert total in (LAYERS * EXPERTS, (LAYERS - 1) * EXPERTS)
-    brought, prefetched = [], 0
+    brought, guessed = [], []
     bring, read = mapping.Mappings.bring, direct.Direct.read
     monkeypatch.setattr(mapping, "MIN_BYTES", 1)
     monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args: False)
     monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
     monkeypatch.setattr(direct.Direct, "read", lambda *args: brought.append("direct") or read(*args))
+    guess = Router.guess
+    monkeypatch.setattr(Router, "guess", lambda *args: guessed.append(guess(*args)) or guessed[-1])
     ways = cycle(("copied", "mapped", "direct"))  # each budget comes in two of them
     for (experts, threads), way in zip(product((2, total // 3, total), (0, 2)), ways, strict=False):
         brought.clear()
@@ -92,8 +95,7 @@ def test_every_budget_gives_the_stock_models_bits(
         assert len(model.segmoe.cache) <= experts
         model.segmoe.cache.check_integrity()
         model.segmoe.close()
-        prefetched += model.segmoe.cache.counters.prefetched
-    assert prefetched, "guesses were tried too"
+    assert any(guessed)
 
 
 @pytest.mark.parametrize("name", TEXT)
