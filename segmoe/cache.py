@@ -29,7 +29,6 @@ from segmoe.early import Early
 from segmoe.errors import ConfigError
 from segmoe.events import Event, ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from segmoe.manifest import Segment
-from segmoe.memory import most_early
 from segmoe.policies import Policy, Victim
 from segmoe.slots import Slot, Slots, Tensors
 
@@ -60,9 +59,9 @@ class Counters:
 class ExpertCache:
     """A bounded number of experts in memory.
 
-    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for the few that
-    threads may read early beside them; a pinned expert stays; what `get` returns is valid until the next `get` or,
-    pinned, until it is unpinned.
+    Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for at most `early`
+    that threads hold beside them before anybody has left for them; a pinned expert stays; what `get` returns is valid
+    until the next `get` or, pinned, until it is unpinned.
     """
 
     def __init__(
@@ -73,6 +72,7 @@ class ExpertCache:
         capacity_experts: int | None = None,
         capacity_bytes: int | None = None,
         slots: Slots | None = None,
+        early: int = 1,
         emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
         largest = max(segment.nbytes for segment in segments.values())
@@ -95,8 +95,7 @@ class ExpertCache:
         self._coming: dict[ExpertKey, None] = {}  # expected, in order, and not decided yet
         self._then: Sequence[ExpertKey] = ()  # likely to be expected next
         self._ahead: dict[ExpertKey, Slot] = {}  # decided, and not computed yet; the one in use included
-        budget = capacity_experts if capacity_bytes is None else capacity_bytes // largest
-        self._early = Early(self._slots, segments, most_early(budget, self._slots.threads), self._waste)
+        self._early = Early(self._slots, segments, early if self._slots.threads else 0, self._waste)
         self._slots.kept = 1 + self._early.most
         self._current: ExpertKey | None = None
 
@@ -125,6 +124,12 @@ class ExpertCache:
         coming = dict.fromkeys(keys)
         self._settle(coming)
         self._coming, self._then = coming, then
+        self._look_ahead()
+
+    def foresee(self, then: Sequence[ExpertKey]) -> None:
+        """Say anew which experts are likely to be expected next, the most likely first."""
+        self._then = then
+        self._early.reconsider(then)
         self._look_ahead()
 
     def get(self, key: ExpertKey) -> Tensors:

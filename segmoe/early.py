@@ -63,6 +63,13 @@ class Early:
             else:
                 self._unwanted.append(slot)
 
+    def reconsider(self, likely: Container[ExpertKey]) -> None:
+        """Give up guesses that are not likely any more and that no thread has begun to read."""
+        for key, slot in list(self._wanted.items()):
+            if slot.is_guess and key not in likely and self._slots.cancel(slot):
+                del self._wanted[key]
+                self._slots.release(slot)
+
     def close(self) -> None:
         """Give up all, and wait for what was begun."""
         self.keep(())

@@ -53,7 +53,8 @@ class Seam:
         self.place = place
         self._open: _Open | None = None
         self.is_told = True
-        self.router: Router | None = None
+        self.far: Router | None = None  # asked at the experts of the layer before
+        self.near: Router | None = None  # asked before attention
         self.following: Seam | None = None  # of the next layer
         self._runtime = runtime
         self._keys = [ExpertKey(place.component, place.layer, expert) for expert in range(place.num_experts)]
@@ -81,7 +82,7 @@ class Seam:
         self._current = None
         picked = sorted(set(ids.flatten().tolist()))  # the order in which every family's forward asks
         expected = [self._keys[expert] for expert in picked if expert < len(self._keys)]
-        runtime.cache.expect(expected, self._guess(hidden, ids))
+        runtime.cache.expect(expected, self._guess_next(hidden, ids))
         try:
             if not (runtime.is_capturing and self.is_told):
                 return self._eager(module, hidden, ids, weights)  # type: ignore[no-any-return]
@@ -100,16 +101,21 @@ class Seam:
         finally:
             self._current = self._tensors = None
 
-    def _guess(self, hidden: torch.Tensor, ids: torch.Tensor) -> list[ExpertKey]:
-        """Experts that the next layer is likely to ask for."""
-        if not self._runtime.cache.can_prefetch:
-            return []
-        if self.router is not None:
-            self.router.learn(ids)
+    def before_layer(self, h: torch.Tensor) -> None:
+        """Take what comes into the decoder layer [batch, length, hidden], to say what it is likely to ask for."""
+        if self._runtime.cache.can_prefetch:
+            self._runtime.cache.foresee(self._likely(self.near, h.reshape(-1, h.shape[-1])))
+
+    def _guess_next(self, hidden: torch.Tensor, ids: torch.Tensor) -> list[ExpertKey]:
+        """Experts that the next layer is likely to ask for, by what comes to this one's; and learn from `ids`."""
+        for router in (self.far, self.near):
+            if router is not None:
+                router.learn(ids)
         following = self.following
-        if following is None or following.router is None:
-            return []
-        return [following._keys[expert] for expert in following.router.guess(hidden)]
+        return following._likely(following.far, hidden) if following and self._runtime.cache.can_prefetch else []
+
+    def _likely(self, router: Router | None, hidden: torch.Tensor) -> list[ExpertKey]:
+        return [] if router is None else [self._keys[expert] for expert in router.guess(hidden)]
 
     def layer_done(self, h: torch.Tensor) -> None:
         """Take the decoder layer's output [batch, length, hidden] and keep what each pick did to it, to be told."""

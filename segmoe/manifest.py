@@ -99,6 +99,11 @@ class Manifest:
         return self.checkpoint.digest
 
     @property
+    def other_bytes(self) -> int:
+        """Of all weights but experts."""
+        return self.checkpoint.nbytes - sum(segment.nbytes for segment in self.experts.values())
+
+    @property
     def token_cycle(self) -> dict[str, int]:
         """Experts touched by one token of each component: the sum of top-k over its layers."""
         cycle: dict[str, int] = defaultdict(int)

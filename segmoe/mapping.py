@@ -93,6 +93,12 @@ def stretches(segment: Segment) -> Iterator[Stretch]:
         yield Stretch(file, begin & -mmap.PAGESIZE, last + nbytes, tuple(segment.parameters[index] for index in run))
 
 
+def bring_in(tensor: torch.Tensor) -> None:
+    """Have a tensor of a mapped file in memory now, not page by page when it is looked at."""
+    begin = tensor.data_ptr() & -mmap.PAGESIZE
+    _advise(begin, tensor.data_ptr() + tensor.nbytes - begin, _MADV_POPULATE_READ)
+
+
 class Mappings:
     """Maps the shards; of their pages those of the experts that were brought in and not dropped.
 

@@ -6,11 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-EARLY_LEAST = 2
-"""Experts read early, beside a budget: one that comes from the disk, and one that waits for it."""
-
-EARLY_SHARE = 0.04
-"""Of the budget, where that is more: what a large one reads while attention computes."""
+EARLY_SHARE = 0.045
+"""Of the budget and the other weights together: what threads may hold of experts that they read early."""
 
 _TOLD = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
@@ -28,11 +25,9 @@ def memory_bytes() -> int:
     return min([machine, *_caps()])
 
 
-def most_early(budget_experts: int | None, threads: int) -> int:
-    """Experts that may be in memory beside a budget of so many."""
-    if not threads:
-        return 0
-    return EARLY_LEAST if budget_experts is None else max(EARLY_LEAST, int(budget_experts * EARLY_SHARE))
+def most_early(budget_bytes: int, other_bytes: int, expert_bytes: int) -> int:
+    """Experts that threads may hold beside a budget: one at least, which is read while the one before is computed."""
+    return max(1, int((budget_bytes + other_bytes) * EARLY_SHARE / expert_bytes))
 
 
 def _caps() -> list[int]:

@@ -14,15 +14,16 @@ from segmoe.attaching import Selection, check_selection, is_selected
 from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
+from segmoe.direct import THREADS as DIRECT_THREADS
 from segmoe.direct import is_due
 from segmoe.errors import ConfigError
 from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink
 from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
-from segmoe.guessing import find_routers
+from segmoe.guessing import Router, find_routers
 from segmoe.locating import build_manifest
 from segmoe.manifest import Manifest
-from segmoe.memory import memory_bytes
+from segmoe.memory import memory_bytes, most_early
 from segmoe.policies import DEFAULT_POLICY, make_policy
 from segmoe.slots import Slots
 from segmoe.units import format_bytes, parse_bytes
@@ -48,9 +49,9 @@ def load(
 ) -> Any:
     """Return the stock transformers model of a checkpoint, with at most `experts` (or `budget` bytes) in memory.
 
-    The budget covers experts of all layers together and not the other weights, which are always in memory; beside it,
-    threads may hold two experts that they read early, or 4% of it. Without one, all experts may stay in memory once
-    they were used. The model's `segmoe` attribute is its `Runtime`.
+    The budget covers experts of all layers together and not the other weights, which are always in memory; beside
+    both, threads may hold 4.5% of them, or one expert, of what they read early. Without a budget, all experts may stay
+    in memory once they were used. The model's `segmoe` attribute is its `Runtime`.
     `capture` says how much a `sink` is told: "off" (residency and steps only), "counts", "routing" or "contribution";
     `select` of which layers, by component: `{"thinker": range(24)}`.
     `device` holds the model and its experts. So many `threads` read experts while others are computed; 0 reads in the
@@ -107,25 +108,28 @@ class Runtime:
         self.device = usable_device(device)
         if experts is None and budget is None and self.device.type == "cpu":
             _require_room(manifest)
+        largest = max(segment.nbytes for segment in manifest.experts.values())
+        capacity_bytes = None if budget is None else parse_bytes(budget)
+        held_bytes = capacity_bytes if experts is None else experts * largest
+        if held_bytes is None:
+            held_bytes = len(manifest.experts) * largest
+        early = most_early(held_bytes, manifest.other_bytes, largest)
+        is_threaded = largest >= WORTH_A_THREAD_BYTES if threads is None else threads > 0
+        direct = is_due(manifest, held_bytes + (early * largest if is_threaded else 0))
         if threads is None:
-            threads = THREADS if max(part.nbytes for part in manifest.experts.values()) >= WORTH_A_THREAD_BYTES else 0
+            threads = (DIRECT_THREADS if direct else THREADS) if is_threaded else 0
         self.manifest = manifest
         self.policy = policy
         self.capture = capture
         check_selection(manifest.modules, select)
         self._select = select
-        capacity_bytes = None if budget is None else parse_bytes(budget)
         self.cache = ExpertCache(
             manifest.experts,
             make_policy(policy, trust),
             capacity_experts=experts,
             capacity_bytes=capacity_bytes,
-            slots=Slots(
-                threads=threads,
-                device=self.device,
-                mapped=mapped,
-                direct=is_due(manifest, experts, capacity_bytes, threads),
-            ),
+            slots=Slots(threads=threads, device=self.device, mapped=mapped, direct=direct),
+            early=early,
             emit=self.emit,
         )
         self._sink = None if sink is None else GuardedSink(sink)
@@ -172,9 +176,12 @@ class Runtime:
         watched = {id(module): module for module in (model, *experts)}
         routers = find_routers(model, self.manifest.modules)
         last: dict[str, Seam] = {}  # of each component
-        for place, module, router in zip(self.manifest.modules, experts, routers, strict=True):
+        for place, module, weight in zip(self.manifest.modules, experts, routers, strict=True):
             seam = Seam(self, place, module)
-            seam.router, seam.is_told = router, is_selected(place, self._select)
+            seam.is_told = is_selected(place, self._select)
+            if weight is not None and self.cache.may_prefetch:
+                seam.far, seam.near = Router(weight, place.top_k), Router(weight, place.top_k)
+                model.get_submodule(place.block).register_forward_pre_hook(_before_layer(seam), with_kwargs=True)
             if place.component in last:
                 last[place.component].following = seam
             last[place.component] = seam
@@ -247,6 +254,15 @@ def _after_layer(seam: Seam) -> Callable[..., None]:
         seam.layer_done(_first(output))
 
     return uncompiled(done)
+
+
+def _before_layer(seam: Seam) -> Callable[..., None]:
+    def begins(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        h = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(h, torch.Tensor):
+            seam.before_layer(h)
+
+    return uncompiled(begins)
 
 
 def _first(output: Any) -> torch.Tensor:

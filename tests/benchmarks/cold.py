@@ -10,7 +10,6 @@ from rich.table import Table
 
 from segmoe.direct import OTHERS_BYTES
 from segmoe.memory import most_early
-from segmoe.runtime import THREADS
 from segmoe.survey import Survey, survey
 from tests.benchmarks.contender import Contender
 from tests.benchmarks.memory import hard_cap, read_rate, reading
@@ -19,8 +18,9 @@ from tests.benchmarks.rounds import Bench
 
 def just_enough(found: Survey, experts: int) -> tuple[int, int]:
     """Experts that a budget and what is read early hold, and bytes of memory that this takes with all else."""
-    held = experts + most_early(experts, THREADS)
-    return held, found.non_expert_bytes + held * found.components[0].expert_bytes + OTHERS_BYTES
+    one = found.components[0].expert_bytes
+    held = experts + most_early(experts * one, found.non_expert_bytes, one)
+    return held, found.non_expert_bytes + held * one + OTHERS_BYTES
 
 
 class ColdTurn(NamedTuple):

@@ -24,8 +24,8 @@ from scipy.stats import bootstrap
 from transformers import AutoTokenizer
 
 import segmoe
+from segmoe.direct import THREADS
 from segmoe.embedded import CORPUS, MODEL
-from segmoe.runtime import THREADS
 from segmoe.survey import survey
 from tests.benchmarks import wide
 from tests.benchmarks.cold import just_enough
@@ -50,17 +50,20 @@ def trained(texts: int) -> Table:
     model = segmoe.load(MODEL, experts=40, threads=1)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     lines = CORPUS.read_text(encoding="utf-8").splitlines()
-    right: dict[int, list[np.ndarray]] = {}
+    right: dict[str, list[np.ndarray]] = {}
     for line in lines[:: len(lines) // texts]:
         past = None
         for token in tokenizer(json.loads(line)["text"]).input_ids[:64]:
             with torch.inference_mode():
                 past = model(input_ids=torch.tensor([[token]]), past_key_values=past, use_cache=True).past_key_values
-        for place in model.segmoe.manifest.modules[1:]:
-            right.setdefault(place.layer, []).append(model.get_submodule(place.path)._segmoe.router.right.copy())
+        for place in model.segmoe.manifest.modules:
+            seam = model.get_submodule(place.path)._segmoe
+            if place.layer:
+                right.setdefault(f"{place.layer}, a layer before", []).append(seam.far.right.copy())
+            right.setdefault(f"{place.layer}, before attention", []).append(seam.near.right.copy())
     table = Table("embedded model, guesses of layer", *(f"guess {rank + 1}" for rank in range(place.top_k)))
-    for layer, found in right.items():
-        table.add_row(str(layer), *(f"{share:.2f}" for share in np.mean(found, axis=0)))
+    for name, found in right.items():
+        table.add_row(name, *(f"{share:.2f}" for share in np.mean(found, axis=0)))
     model.segmoe.close()
     return table
 

@@ -35,13 +35,10 @@ from typing import Any
 import click
 from rich.table import Table
 
-from segmoe.direct import OTHERS_BYTES
-from segmoe.memory import most_early
-from segmoe.runtime import THREADS
 from segmoe.survey import survey
 from segmoe.units import format_bytes, parse_bytes
 from tests.benchmarks import wide
-from tests.benchmarks.cold import cold
+from tests.benchmarks.cold import cold, just_enough
 from tests.benchmarks.contender import Contender, DiedError
 from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap
 from tests.benchmarks.rounds import CAPS, Bench, Row
@@ -116,8 +113,8 @@ def _under(bench: Bench, cap_bytes: int) -> Iterator[tuple[str, tuple[Row, Conte
     for name, memory in (("accelerate, auto", cap_bytes // 2), ("accelerate, experts on disk", None)):
         with tempfile.TemporaryDirectory(dir=bench.path.parent) as offload:
             yield name, _attempt(bench, cap_bytes, name, {"kind": "accelerate", "memory": memory, "offload": offload})
-    left = (cap_bytes - found.non_expert_bytes - OTHERS_BYTES) // one.expert_bytes
-    experts = max(1, min(one.experts_expected, left - most_early(left, THREADS)))
+    fitting = [count for count in range(1, one.experts_expected + 1) if just_enough(found, count)[1] <= cap_bytes]
+    experts = max(fitting, default=1)
     for held in sorted({min(16, experts), experts}):
         name = f"segmoe, {held} experts"
         yield name, _attempt(bench, cap_bytes, name, {"kind": "segmoe", "experts": held})

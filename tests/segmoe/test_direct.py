@@ -19,7 +19,7 @@ from segmoe.direct import Direct, is_due
 from segmoe.embedded import MODEL
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.mapping import Mappings
-from segmoe.memory import EARLY_LEAST
+from segmoe.memory import most_early
 from segmoe.policies import make_policy
 from segmoe.slots import Slots
 from tests.segmoe.large import SIZE, moved
@@ -86,10 +86,10 @@ def test_it_lies_as_in_the_file(large, uncached) -> None:
         assert slot.tensors["w"].data_ptr() % 4096 == part.pieces[0].offset % 4096
 
 
-@pytest.mark.parametrize(("threads", "early"), [(0, 0), (2, EARLY_LEAST)])
+@pytest.mark.parametrize(("threads", "early"), [(0, 0), (2, 1), (2, 4)])
 def test_it_takes_the_budget_and_what_is_read_early(large, uncached, threads: int, early: int) -> None:
     slots = Slots(threads=threads, direct=True)
-    cache = ExpertCache(large, make_policy("lru"), capacity_experts=3, slots=slots)
+    cache = ExpertCache(large, make_policy("lru"), capacity_experts=3, slots=slots, early=early)
     taken = set()
     for _ in range(4):
         cache.expect(large)
@@ -147,21 +147,43 @@ def test_a_file_system_that_cannot_gets_mapped(large, uncached, call: str, monke
 def test_it_is_due_where_memory_holds_the_budget_and_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = segmoe.load(MODEL).segmoe.manifest
     count, size = len(manifest.experts), next(iter(manifest.experts.values())).nbytes
-    others = manifest.checkpoint.nbytes - count * size
 
-    def due(room: int, experts: int | None = None, budget: int | None = None, threads: int = 0) -> bool:
+    def due(room: int, held: int) -> bool:
         """With room for so many bytes of experts."""
-        monkeypatch.setattr(direct, "memory_bytes", lambda: direct.OTHERS_BYTES + others + room)
-        return is_due(manifest, experts, budget, threads)
+        monkeypatch.setattr(direct, "memory_bytes", lambda: direct.OTHERS_BYTES + manifest.other_bytes + room)
+        return is_due(manifest, held)
 
-    for most in ({"experts": 8}, {"budget": 8 * size}):
-        assert due(8 * size, **most) and due(10 * size - 1, **most)
-        assert not due(8 * size - 1, **most), "the budget does not fit"
-        assert not due(10 * size, **most), "the page cache holds a quarter more"
-    assert due(count * size - 1, experts=count - 1)
-    assert not due(count * size, experts=count - 1), "all fits"
-    assert not due(count * size - 1, experts=count) and not due(count * size - 1), "all are wanted"
-    assert not due(10 * size - 1, experts=8, threads=2) and due(10 * size, experts=8, threads=2), "two are read early"
+    assert due(8 * size, 8 * size) and due(10 * size - 1, 8 * size)
+    assert not due(8 * size - 1, 8 * size), "the budget does not fit"
+    assert not due(10 * size, 8 * size), "the page cache holds a quarter more"
+    assert due(count * size - 1, (count - 1) * size)
+    assert not due(count * size, (count - 1) * size), "all fits"
+    assert not due(count * size - 1, count * size), "all are wanted"
+
+
+def test_one_thread_reads_past_the_page_cache_where_budget_and_what_is_read_early_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = segmoe.load(MODEL).segmoe.manifest
+    size = next(iter(manifest.experts.values())).nbytes
+    early = most_early(8 * size, manifest.other_bytes, size)
+    assert early > 1
+    monkeypatch.setattr(runtime, "WORTH_A_THREAD_BYTES", size)
+    held = {"asked": 8 + early, "none": 8}
+    for experts, budget in ((8, None), (None, 8 * size)):
+        for threads, name, wanted in ((None, "asked", 1), (3, "asked", 3), (0, "none", 0)):
+            least = direct.OTHERS_BYTES + manifest.other_bytes + held[name] * size
+            for memory_bytes, is_direct in ((least, True), (least - 1, False)):
+                monkeypatch.setattr(direct, "memory_bytes", lambda most=memory_bytes: most)
+                slots = segmoe.load(MODEL, experts=experts, budget=budget, threads=threads).segmoe.cache._slots
+                assert (slots._direct is not None) == is_direct
+                assert slots.threads == (wanted if is_direct or threads is not None else 2)
+
+
+def test_what_is_read_early_takes_less_than_5_per_cent_or_one_expert() -> None:
+    assert most_early(0, 0, 10) == 1
+    assert most_early(16 * 9, 180, 9) == 1
+    assert most_early(614 * 9, 3_000, 9) == int(0.045 * (614 * 9 + 3_000) / 9)
 
 
 def test_a_checkpoint_that_memory_cannot_hold_wants_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ from segmoe.cache import ExpertCache
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from segmoe.manifest import ExpertParameter, Piece, Segment
-from segmoe.memory import EARLY_LEAST
 from segmoe.policies import make_policy
 from segmoe.slots import Slot, Slots
 
 SIZE, COUNT = 24, 12
+EARLY = 2
 PASSES = st.lists(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=8, unique=True).map(sorted), max_size=12)
 
 
@@ -38,15 +38,18 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> dict[ExpertKey, Segmen
     return found
 
 
-def tape(segments, passes, capacity, slots, then=()) -> tuple[list, ExpertCache]:
-    """Play the passes as a layer does; return who was loaded and evicted, each in its order."""
+def tape(segments, passes, capacity, slots, then=(), nearer=()) -> tuple[list, ExpertCache]:
+    """Play the passes as a layer does; return who was loaded and evicted, each in its order.
+
+    `then` are guesses that come with a layer, `nearer` those that take their place when its experts are computed.
+    """
     loads, evictions = [], []
 
     def note(event) -> None:
         if not isinstance(event, ExpertWasted):
             (loads if isinstance(event, ExpertLoaded) else evictions).append(event.key.expert)
 
-    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=capacity, slots=slots, emit=note)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=capacity, slots=slots, early=EARLY, emit=note)
     keys = list(segments)
     for step, experts in enumerate(passes):
         cache.begin(step, 1)
@@ -55,6 +58,9 @@ def tape(segments, passes, capacity, slots, then=()) -> tuple[list, ExpertCache]
         cache.check_integrity()
         for expert in experts:
             assert (cache.get(keys[expert])["w"] == expert).all()
+            cache.check_integrity()
+        if step < len(nearer):
+            cache.foresee([keys[expert] for expert in nearer[step]])
             cache.check_integrity()
     return [loads, evictions], cache
 
@@ -101,10 +107,12 @@ def test_threads_and_staging_change_no_decision_and_no_byte(segments, passes, ca
 
 
 @settings(max_examples=60, deadline=None)
-@given(passes=PASSES, then=PASSES, capacity=st.integers(1, COUNT), threads=st.integers(0, 3))
-def test_guesses_right_or_wrong_change_no_decision_and_no_byte(segments, passes, then, capacity, threads) -> None:
+@given(passes=PASSES, then=PASSES, nearer=PASSES, capacity=st.integers(1, COUNT), threads=st.integers(0, 3))
+def test_guesses_right_or_wrong_change_no_decision_and_no_byte(
+    segments, passes, then, nearer, capacity, threads
+) -> None:
     expected, hits = plain(passes, capacity)
-    found, cache = tape(segments, passes, capacity, Slots(threads=threads), then)
+    found, cache = tape(segments, passes, capacity, Slots(threads=threads), then, nearer)
     assert found == expected
     assert cache.counters.hits == hits
     assert cache.counters.bytes_read == SIZE * (cache.counters.loads + cache.counters.wasted)
@@ -144,14 +152,14 @@ def test_what_comes_next_is_read_before_somebody_left_for_it(segments, monkeypat
     slots, begun = Slots(threads=1), []
     start = slots.start
     monkeypatch.setattr(slots, "start", lambda segment: begun.append(segment.key.expert) or start(segment))
-    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=3, slots=slots)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=3, slots=slots, early=EARLY)
     keys = list(segments)
     cache.expect(keys)
-    assert begun == list(range(3 + EARLY_LEAST)) and len(cache) == 3
+    assert begun == list(range(3 + EARLY)) and len(cache) == 3
     cache.get(keys[0])
-    assert begun == list(range(3 + EARLY_LEAST)), "nobody has left yet"
+    assert begun == list(range(3 + EARLY)), "nobody has left yet"
     cache.get(keys[1])
-    assert begun == list(range(4 + EARLY_LEAST)) and keys[0] not in cache
+    assert begun == list(range(4 + EARLY)) and keys[0] not in cache
     let_it_read(cache)
     cache.expect(keys[:1])
     assert (cache.get(keys[0])["w"] == 0).all()
@@ -164,7 +172,7 @@ def test_a_guess_is_read_when_all_else_was_begun_and_told_as_prefetched_or_waste
     slots, begun, events = Slots(threads=1), [], []
     start = slots.start
     monkeypatch.setattr(slots, "start", lambda segment: begun.append(segment.key.expert) or start(segment))
-    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=slots, emit=events.append)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=slots, early=EARLY, emit=events.append)
     keys = list(segments)
     cache.expect(keys[:4], then=keys[6:9])
     assert begun == [0, 1, 2, 3], "the layer's own come first"
@@ -197,7 +205,7 @@ def test_nobody_waits_for_a_wrong_guess_and_nothing_is_read_into_its_memory(segm
         return fill(slot, behind)
 
     monkeypatch.setattr(slots, "_fill", slowly)
-    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=slots)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=slots, early=EARLY)
     keys = list(segments)
     cache.expect(keys[:1], then=keys[6:8])
     cache.get(keys[0])
@@ -217,6 +225,28 @@ def test_nobody_waits_for_a_wrong_guess_and_nothing_is_read_into_its_memory(segm
     assert (cache.get(keys[1])["w"] == 1).all()
     cache.close()
     assert cache.counters.wasted == 1 and len(cache._early) == 0 and begun.buffer is None
+
+
+def test_a_nearer_guess_takes_the_place_of_those_that_nobody_has_begun_to_read(segments, monkeypatch) -> None:
+    slots, go_on = Slots(threads=1), threading.Event()
+    fill = slots._fill
+    monkeypatch.setattr(slots, "_fill", lambda *args: go_on.wait(60) and fill(*args))
+    events: list = []
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=4, slots=slots, early=EARLY, emit=events.append)
+    keys = list(segments)
+    cache.foresee(keys[6:8])
+    while not cache._early._wanted[keys[6]].loading.running():
+        time.sleep(0.001)
+    cache.foresee(keys[8:10])
+    assert list(cache._early._wanted) == [keys[6], keys[8]], "a thread is at 6, nobody was at 7, and there are two"
+    go_on.set()
+    let_it_read(cache)
+    cache.expect([keys[6], keys[8]])
+    for expert in (6, 8):
+        assert (cache.get(keys[expert])["w"] == expert).all()
+    cache.close()
+    assert [event.cause for event in events] == ["prefetch", "prefetch"]
+    assert (cache.counters.misses, cache.counters.prefetched, cache.counters.wasted) == (2, 2, 0)
 
 
 def let_it_read(cache: ExpertCache) -> None:

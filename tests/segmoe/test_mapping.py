@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import segmoe
 from segmoe import mapping, slots
 from segmoe.cache import ExpertCache
 from segmoe.conversion import Recipe
+from segmoe.embedded import MODEL
 from segmoe.errors import CheckpointError
 from segmoe.events import ExpertKey
 from segmoe.manifest import Piece, Segment
@@ -162,6 +164,15 @@ def test_where_an_operand_lies_is_where_it_was_wanted() -> None:
     for address in range(0, 64, 2):
         placed = mapping._at(weight, address)
         assert placed.data_ptr() % 64 == address and torch.equal(placed, weight)
+
+
+def test_every_row_of_the_embeddings_is_in_memory_before_the_first_pass() -> None:
+    weight = segmoe.load(MODEL).model.embed_tokens.weight
+    first, last = (weight.data_ptr() + at >> 12 for at in (0, weight.nbytes - 1))
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
+        pages.seek(8 * first)
+        entries = np.frombuffer(pages.read(8 * (last - first + 1)), np.uint64)
+    assert len(entries) > 100 and (entries >> np.uint64(63)).all()
 
 
 def test_a_file_cannot_be_written_through_its_mapping(segments, tmp_path: Path) -> None:
