@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,7 @@ from segmoe.errors import ConfigError
 from segmoe.events import CAPTURES, Capture, Event, EventSink, ExpertKey, GuardedSink
 from segmoe.experts import Seam
 from segmoe.guards import OneThread, leave_uncompiled, refuse_copying, stay_as_loaded, uncompiled
-from segmoe.guessing import Router, find_routers
+from segmoe.guessing import NEAR_LAYERS, Router, find_routers
 from segmoe.locating import build_manifest
 from segmoe.manifest import Manifest
 from segmoe.memory import memory_bytes, most_early
@@ -175,16 +176,19 @@ class Runtime:
         experts = [model.get_submodule(place.path) for place in self.manifest.modules]
         watched = {id(module): module for module in (model, *experts)}
         routers = find_routers(model, self.manifest.modules)
-        last: dict[str, Seam] = {}  # of each component
+        seams: defaultdict[str, list[Seam]] = defaultdict(list)  # of each component
         for place, module, weight in zip(self.manifest.modules, experts, routers, strict=True):
             seam = Seam(self, place, module)
             seam.is_told = is_selected(place, self._select)
+            before = seams[place.component]
+            if before:
+                before[-1].following = seam
             if weight is not None and self.cache.may_prefetch:
-                seam.far, seam.near = Router(weight, place.top_k), Router(weight, place.top_k)
-                model.get_submodule(place.block).register_forward_pre_hook(_before_layer(seam), with_kwargs=True)
-            if place.component in last:
-                last[place.component].following = seam
-            last[place.component] = seam
+                seam.far = Router(weight, place.top_k)
+                if len(before) < NEAR_LAYERS:
+                    seam.near = Router(weight, place.top_k)
+                    model.get_submodule(place.block).register_forward_pre_hook(_before_layer(seam), with_kwargs=True)
+            before.append(seam)
             if self._sink is not None and self.capture == "contribution" and seam.is_told:
                 model.get_submodule(place.block).register_forward_hook(_after_layer(seam))
             stack = model.get_submodule(place.stack)

@@ -60,7 +60,8 @@ def trained(texts: int) -> Table:
             seam = model.get_submodule(place.path)._segmoe
             if place.layer:
                 right.setdefault(f"{place.layer}, a layer before", []).append(seam.far.right.copy())
-            right.setdefault(f"{place.layer}, before attention", []).append(seam.near.right.copy())
+            if seam.near:
+                right.setdefault(f"{place.layer}, before attention", []).append(seam.near.right.copy())
     table = Table("embedded model, guesses of layer", *(f"guess {rank + 1}" for rank in range(place.top_k)))
     for name, found in right.items():
         table.add_row(name, *(f"{share:.2f}" for share in np.mean(found, axis=0)))
