@@ -16,7 +16,7 @@ Tried and left out, with what it gave:
 - Huge pages for experts that are copied through the page cache: 4 to 10% of a multiplication with plain weights,
   nothing with packed ones.
 - Sparing the last four that a layer asked for, lest each newcomer leaves for the next, which then waits until the
-  newcomer was computed. Reading the next two early does the same for the disk and changes nobody's turn to leave.
+  newcomer was computed. Reading the next ones early does the same for the disk and changes nobody's turn to leave.
 """
 
 from __future__ import annotations
