@@ -54,7 +54,7 @@ def build_model(manifest: Manifest, config: Any) -> Any:
     if stored != {model.dtype}:
         raise Unsupported(f"{manifest.folder} stores experts as {stored}, but its config says {model.dtype}")
     for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
+        if isinstance(module, torch.nn.Embedding):  # of all weights the ones that a pass reads few rows of
             bring_in(module.weight)
     return model.eval()  # parameters keep requires_grad: without it torch's matmul may take another kernel
 

@@ -94,9 +94,10 @@ def stretches(segment: Segment) -> Iterator[Stretch]:
 
 
 def bring_in(tensor: torch.Tensor) -> None:
-    """Have a tensor of a mapped file in memory now, not page by page when it is looked at."""
-    begin = tensor.data_ptr() & -mmap.PAGESIZE
-    _advise(begin, tensor.data_ptr() + tensor.nbytes - begin, _MADV_POPULATE_READ)
+    """Have a tensor of a mapped file in memory now, not page by page when it is looked at; where the kernel can."""
+    if _can_map():
+        begin = tensor.data_ptr() & -mmap.PAGESIZE
+        _advise(begin, tensor.data_ptr() + tensor.nbytes - begin, _MADV_POPULATE_READ)
 
 
 class Mappings:
