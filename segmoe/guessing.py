@@ -60,9 +60,6 @@ class Router:
             rows = hidden[:: _stride(len(hidden))].to(self._weight.dtype)
             guesses = torch.nn.functional.linear(rows, self._weight).topk(len(self.right)).indices.cpu().numpy()
         self._guesses = guesses
-        if len(guesses) == 1:
-            ranked = zip(self.right.tolist(), guesses[0].tolist(), strict=True)
-            return [expert for _, expert in sorted((-round(p, 1), e) for p, e in ranked if p >= CERTAIN)]
         wrong = np.log1p(-np.minimum(self.right, 1 - 1e-9))
         unpicked = np.exp(np.bincount(guesses.ravel(), np.tile(wrong, len(guesses))))
         likely = np.flatnonzero(unpicked <= 1 - CERTAIN)
