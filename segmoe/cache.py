@@ -32,6 +32,14 @@ from segmoe.manifest import Segment
 from segmoe.policies import Policy, Victim
 from segmoe.slots import Slot, Slots, Tensors
 
+WAITING_NS = 3_000_000
+"""What a layer must have waited for its experts lately, for those of the next one to be guessed. Guessing takes about a
+millisecond a layer and finds a third of what is missed; with all files in the page cache, where a layer of Qwen3-30B's
+width waits for a tenth of one, decoding took 1.01 to 1.05 times as long with guesses (tests/benchmarks/prefetch.py)."""
+
+LATELY = 1 / 16
+"""A layer's weight in what layers waited lately."""
+
 Reason = Literal["capacity", "layer"]
 
 
@@ -98,6 +106,8 @@ class ExpertCache:
         self._early = Early(self._slots, segments, early if self._slots.threads else 0, self._waste)
         self._slots.kept = 1 + self._early.most
         self._current: ExpertKey | None = None
+        self._waited_ns = 0  # by the layer under way
+        self._waited_lately_ns = 0.0
 
     def begin(self, step: int, tokens: int) -> None:
         """A forward pass with so many tokens starts; padding is none."""
@@ -112,8 +122,8 @@ class ExpertCache:
 
     @property
     def can_prefetch(self) -> bool:
-        """Whether there are threads to read ahead, and experts that are not in memory."""
-        return self.may_prefetch and len(self._resident) < len(self._segments)
+        """Whether there are threads to read ahead, and layers wait for what is read."""
+        return self.may_prefetch and self._waited_lately_ns >= WAITING_NS
 
     def expect(self, keys: Iterable[ExpertKey], then: Sequence[ExpertKey] = ()) -> None:
         """Say which experts the next calls of `get` ask for, each once and in this order; reading may begin at once.
@@ -123,6 +133,8 @@ class ExpertCache:
         """
         coming = dict.fromkeys(keys)
         self._settle(coming)
+        self._waited_lately_ns += LATELY * (self._waited_ns - self._waited_lately_ns)
+        self._waited_ns = 0
         self._coming, self._then = coming, then
         self._look_ahead()
 
@@ -144,8 +156,10 @@ class ExpertCache:
             assert decided is not None
             slot = decided
         self._current = key
-        self._look_ahead()
-        self._finish(key, slot)
+        if self._coming or self._then:
+            self._look_ahead()
+        if slot.loading is not None:
+            self._finish(key, slot)
         return self._slots.use(slot)
 
     def pin(self, key: ExpertKey) -> None:
@@ -285,6 +299,7 @@ class ExpertCache:
                 self._ahead.pop(key, None)
                 self._slots.release(slot)
             raise
+        self._waited_ns += waited_ns
         self.counters.loads += 1
         self.counters.prefetched += slot.is_guess
         self.counters.bytes_read += slot.segment.nbytes

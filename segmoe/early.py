@@ -7,7 +7,7 @@ stay what they are without threads; who was read for nothing is told.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 
 from segmoe.events import ExpertKey
 from segmoe.manifest import Segment
@@ -34,8 +34,10 @@ class Early:
     def __contains__(self, key: ExpertKey) -> bool:
         return key in self._wanted
 
-    def read(self, keys: Iterable[ExpertKey], resident: Container[ExpertKey], *, is_guess: bool = False) -> None:
+    def read(self, keys: Collection[ExpertKey], resident: Container[ExpertKey], *, is_guess: bool = False) -> None:
         """Begin to read the first of them that are not in memory, as many as there is room for."""
+        if not keys:
+            return
         self._clear(only_done=True)
         for key in keys:
             if len(self) == self.most:
@@ -62,6 +64,7 @@ class Early:
                 self._slots.release(slot)
             else:
                 self._unwanted.append(slot)
+        self._clear(only_done=True)
 
     def reconsider(self, likely: Container[ExpertKey]) -> None:
         """Give up guesses that are not likely any more and that no thread has begun to read."""

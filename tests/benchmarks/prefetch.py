@@ -1,11 +1,12 @@
-"""What guessing the next layer's experts gains from a cold disk: decode passes with and without, in turn.
+"""What guessing the next layer's experts gains and costs: decode passes with and without, in turn.
 
     python -m tests.benchmarks.prefetch FOLDER [--rounds 10]
 
-FOLDER is written by wide.py if it is not there. Memory just holds the budget and what is read early; the kernel forgets
-the files before each pass. A guess changes neither who is loaded nor who leaves, so that both sides see one cache. Time
-is told per missed expert, since no two passes miss as many. Its weights are random; how often guesses are right of a
-trained model is told of the embedded one, which reads texts token by token.
+FOLDER is written by wide.py if it is not there. Cold, memory just holds the budget and what is read early, and the
+kernel forgets the files before each pass; warm, all files are in the page cache, and guesses are made although nobody
+waits for what they bring. A guess changes neither who is loaded nor who leaves, so that both sides see one cache. Time
+is told per missed expert, since no two passes miss as many. The checkpoint's weights are random; how often guesses are
+right of a trained model is told of the embedded one, which reads texts token by token.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
@@ -29,10 +31,10 @@ from segmoe.embedded import CORPUS, MODEL
 from segmoe.survey import survey
 from tests.benchmarks import wide
 from tests.benchmarks.cold import just_enough
-from tests.benchmarks.contender import Contender
+from tests.benchmarks.contender import Contender, Passes
 from tests.benchmarks.memory import NoCapError, hard_cap
 
-TURN: dict[str, Any] = {"passes": 24, "tokens": 1, "cold": True, "guess_every": 2}
+TURN: dict[str, Any] = {"passes": 24, "tokens": 1, "guess_every": 2}
 
 SETTLING = 5
 """Turns before anything is timed: they fill the budget, and guesses learn how often they are right."""
@@ -45,6 +47,18 @@ def ratio(a: np.ndarray, b: np.ndarray) -> str:
     return f"{a.mean() / b.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
+def decoded(
+    folder: Path, experts: int, threads: int, cap_bytes: int | None, settling: int, rounds: int
+) -> list[Passes]:
+    """Turns with so many experts in memory, from a cold disk if there is a cap."""
+    with hard_cap(cap_bytes) as cap, Contender(threads, cap) as contender:
+        readers = {} if cap_bytes is None else {"threads": THREADS}
+        contender.open(folder, kind="segmoe", experts=experts, **readers)
+        turns = [contender.run(seed=seed, cold=cap_bytes is not None, **TURN) for seed in range(settling + rounds)]
+    return turns[settling:]
+
+
+@mock.patch("segmoe.cache.WAITING_NS", 0)  # it is small, and nobody waits for long
 def trained(texts: int) -> Table:
     """How often each guess of a token was right lately, by layer, behind so many texts of 64 tokens."""
     model = segmoe.load(MODEL, experts=40, threads=1)
@@ -83,28 +97,25 @@ def main(folder: Path, shares: tuple[int, ...], rounds: int, threads: int, layer
     found = survey(folder)
     one, console = found.components[0], Console(width=None if sys.stdout.isatty() else 120)
     columns = ("ms a missed expert, without", "with", "ratio", "missed a pass", "prefetched", "wasted")
-    table = Table("in memory", *columns)
+    table = Table("in memory", "files", *columns)
     for share in shares:
         experts = max(1, one.experts_expected * share // 100)
-        _, needed = just_enough(found, experts)
-        try:
-            with hard_cap(needed) as cap, Contender(threads, cap) as contender:
-                contender.open(folder, kind="segmoe", experts=experts, threads=THREADS)
-                for seed in range(1 if smoke else SETTLING):
-                    contender.run(seed=seed, **TURN)
-                turns = [contender.run(seed=SETTLING + seed, **TURN) for seed in range(rounds)]
-        except NoCapError as reason:
-            raise click.ClickException(str(reason)) from reason
-        missed, seconds = (np.array([getattr(turn, name) for turn in turns]) for name in ("missed", "seconds"))
-        without, guessing = (1e3 * (seconds[:, side::2] / missed[:, side::2]).ravel() for side in (0, 1))
-        early = (sum(getattr(turn, name) for turn in turns) for name in ("prefetched", "wasted"))
-        table.add_row(
-            f"{experts} of {one.experts_expected:,}",
-            *(f"{side.mean():.2f}" for side in (without, guessing)),
-            ratio(guessing, without),
-            f"{missed.mean():.1f}",
-            *(f"{count / missed[:, 1::2].sum():.0%}" for count in early),
-        )
+        for name, cap_bytes in (("cold", just_enough(found, experts)[1]), ("warm", None)):
+            try:
+                turns = decoded(folder, experts, threads, cap_bytes, 1 if smoke else SETTLING, rounds)
+            except NoCapError as reason:
+                raise click.ClickException(str(reason)) from reason
+            missed, seconds = (np.array([getattr(turn, name) for turn in turns]) for name in ("missed", "seconds"))
+            without, guessing = (1e3 * (seconds[:, side::2] / missed[:, side::2]).ravel() for side in (0, 1))
+            early = (sum(getattr(turn, name) for turn in turns) for name in ("prefetched", "wasted"))
+            table.add_row(
+                f"{experts} of {one.experts_expected:,}",
+                name,
+                *(f"{side.mean():.2f}" for side in (without, guessing)),
+                ratio(guessing, without),
+                f"{missed.mean():.1f}",
+                *(f"{count / missed[:, 1::2].sum():.0%}" for count in early),
+            )
     console.print(table, trained(2 if smoke else 40))
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmoe.cache import ExpertCache
+from segmoe.cache import WAITING_NS, ExpertCache
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from segmoe.manifest import ExpertParameter, Piece, Segment
@@ -247,6 +247,31 @@ def test_a_nearer_guess_takes_the_place_of_those_that_nobody_has_begun_to_read(s
     cache.close()
     assert [event.cause for event in events] == ["prefetch", "prefetch"]
     assert (cache.counters.misses, cache.counters.prefetched, cache.counters.wasted) == (2, 2, 0)
+
+
+def test_guesses_are_asked_for_once_layers_wait_and_no_more_once_they_do_not(segments, monkeypatch) -> None:
+    slots = Slots(threads=1)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=4, slots=slots)
+    keys, waited_ns = list(segments), 0
+    finish = slots.finish
+    monkeypatch.setattr(slots, "finish", lambda slot: finish(slot)._replace(waited_ns=waited_ns))
+
+    def layers(count: int) -> None:
+        for layer in range(count):
+            picked = keys[:3] if layer % 2 else keys[5:8]
+            cache.expect(picked)
+            for key in picked:
+                cache.get(key)
+
+    layers(40)
+    assert not cache.can_prefetch, "a guess would take time, and nobody waits for what it could bring"
+    waited_ns = WAITING_NS
+    layers(20)
+    assert cache.can_prefetch, "each layer misses two at least"
+    waited_ns = WAITING_NS // 4
+    layers(60)
+    assert not cache.can_prefetch, "three of them are less"
+    cache.close()
 
 
 def let_it_read(cache: ExpertCache) -> None:

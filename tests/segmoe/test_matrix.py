@@ -79,6 +79,7 @@ def test_every_budget_gives_the_stock_models_bits(
     monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
     monkeypatch.setattr(direct.Direct, "read", lambda *args: brought.append("direct") or read(*args))
     guess = Router.guess
+    monkeypatch.setattr("segmoe.cache.WAITING_NS", 0)
     monkeypatch.setattr(Router, "guess", lambda *args: guessed.append(guess(*args)) or guessed[-1])
     ways = cycle(("copied", "mapped", "direct"))  # each budget comes in two of them
     for (experts, threads), way in zip(product((2, total // 3, total), (0, 2)), ways, strict=False):
