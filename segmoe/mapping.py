@@ -1,10 +1,11 @@
 """Experts used where they lie in the page cache, not copied. Which may be is decided here, when is cache.py.
 
 Linux maps what a file system caches in large folios in 2 MiB at a time. Measured by tests/benchmarks/mapping.py for
-experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached and giving it back takes 0.04 ms, a copy
+experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached and giving it back takes 0.06 ms, a copy
 2 to 2.7; with folios of 4 KiB it took 0.7. From the disk 10.4 to 13 ms, where a buffered read took 13 to 19: just the
-2 MiB that it touches are read, 1.1 to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 1.07
-of stock eager's rate where copies decode at 0.61. And it is in memory once: a copy leaves the page cache's behind.
+2 MiB that it touches are read, 1.1 to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 0.88
+to 1.07 of stock eager's rate where copies decode at 0.57 to 0.61. And it is in memory once: a copy leaves the page
+cache's behind.
 
 A mapped expert is in memory as long as the kernel has room; where it has none beside the budget, what is not cached is
 read past the page cache instead (direct.py). What a copy does not know: whoever truncates the file under
@@ -52,6 +53,7 @@ class Mapped(NamedTuple):
 
     tensors: dict[str, torch.Tensor]
     stretches: tuple[tuple[Stretch, int], ...]  # and the address of its first page
+    around: tuple[tuple[int, int], ...]  # address and bytes of the huge pages that hold them
 
 
 class Stretch(NamedTuple):
@@ -80,9 +82,14 @@ def may_map(segment: Segment) -> bool:
 
 
 def drop(mapped: Mapped) -> None:
-    """Take an expert's pages out of the process; the kernel may still cache them."""
-    for stretch, address in mapped.stretches:
-        _advise(address, stretch.nbytes, _MADV_DONTNEED)
+    """Take an expert's pages out of the process; the kernel may still cache them.
+
+    Huge pages go as a whole: to take part of one, the kernel takes it all and has every core forget it at once.
+    Bringing in and dropping took 0.14 ms beside a computing thread, and so 0.06 (tests/benchmarks/mapping.py). What a
+    neighbour has in it is found again when it is used.
+    """
+    for address, nbytes in mapped.around:
+        _advise(address, nbytes, _MADV_DONTNEED)
 
 
 def stretches(segment: Segment) -> Iterator[Stretch]:
@@ -144,13 +151,15 @@ class Mappings:
         mapped: Mapped | None = self._mine.found.get(segment.key)
         if mapped is None:
             tensors: dict[str, torch.Tensor] = {}
-            places = []
+            places, around = [], []
             for stretch in stretches(segment):
                 refuse_short(stretch)
-                pages = self._file(stretch.file)[stretch.begin :]
+                file = self._file(stretch.file)
+                pages = file[stretch.begin :]
                 tensors |= dict(stretch.tensors(pages))
                 places.append((stretch, pages.data_ptr()))
-            mapped = self._mine.found[segment.key] = Mapped(tensors, tuple(places))
+                around.append(_huge_pages_around(file, pages.data_ptr(), stretch.nbytes))
+            mapped = self._mine.found[segment.key] = Mapped(tensors, tuple(places), tuple(around))
         return mapped
 
     def close(self) -> None:
@@ -175,6 +184,14 @@ def _map(path: Path) -> torch.Tensor:
     if not _advise(view.data_ptr(), len(view), _MADV_HUGEPAGE):  # read 2 MiB where one byte is missing
         _advise(view.data_ptr(), len(view), _MADV_RANDOM)  # and no more
     return view
+
+
+def _huge_pages_around(file: torch.Tensor, address: int, nbytes: int) -> tuple[int, int]:
+    """Address and bytes of the huge pages that a part of a mapped file lies in, and of nothing beside its mapping."""
+    if file.data_ptr() % _HUGE:
+        return address, nbytes  # it is mapped in small pages
+    begin, end = address & -_HUGE, -(-(address + nbytes) // _HUGE) * _HUGE
+    return begin, min(end, file.data_ptr() + file.nbytes) - begin
 
 
 class _Writable:

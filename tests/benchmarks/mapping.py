@@ -4,17 +4,20 @@
 
 FOLDER is written by wide.py if it is not there. The same random experts one after the other, in the calling thread:
 cold, after the kernel forgot the file; used twice, of which the first is slow where a virtual machine gives free memory
-back to its host (free page reporting) and gets it anew page by page; brought and given back again while cached.
+back to its host (free page reporting) and gets it anew page by page; brought and given back again while cached; and
+the same once more while another thread of the process computes, as a layer does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -59,6 +62,24 @@ def milliseconds(call: Callable[[], None]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """Another thread multiplies meanwhile, on one core."""
+    done, small = threading.Event(), torch.ones(64, 64)
+
+    def multiply() -> None:
+        while not done.is_set():
+            torch.mm(small, small)
+
+    thread = threading.Thread(target=multiply)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def through(slots: Slots, segments: list[Segment], files: list[Path]) -> list[str]:
     """Bring the experts in by these slots; medians in milliseconds."""
     held: list[Slot] = []
@@ -80,8 +101,13 @@ def through(slots: Slots, segments: list[Segment], files: list[Path]) -> list[st
     read = (disk_bytes() - before) / sum(segment.nbytes for segment in segments[1:])
     for segment in segments[1:]:
         again.append(milliseconds(lambda segment=segment: (bring(segment), slots.release(held.pop()))))
+    with computing():
+        beside = [
+            milliseconds(lambda segment=segment: (bring(segment), slots.release(held.pop())))
+            for segment in segments[1:]
+        ]
     slots.close()
-    return [*(f"{statistics.median(times):.2f}" for times in (cold, first, second, again)), f"{read:.2f}"]
+    return [*(f"{statistics.median(times):.2f}" for times in (cold, first, second, again, beside)), f"{read:.2f}"]
 
 
 def buffered(segments: list[Segment], files: list[Path]) -> list[str]:
@@ -101,7 +127,7 @@ def buffered(segments: list[Segment], files: list[Path]) -> list[str]:
     again = [milliseconds(lambda segment=segment: read(segment)) for segment in segments[1:]]
     for descriptor in descriptors.values():
         os.close(descriptor)
-    return [f"{statistics.median(cold):.2f}", "-", "-", f"{statistics.median(again):.2f}", f"{share:.2f}"]
+    return [f"{statistics.median(cold):.2f}", "-", "-", f"{statistics.median(again):.2f}", "-", f"{share:.2f}"]
 
 
 @click.command()
@@ -114,7 +140,9 @@ def main(folder: Path, experts: int) -> None:
     found = list(build_manifest(checkpoint, read_config(checkpoint.folder)).experts.values())
     chosen = random.Random(0).sample(found, min(experts + 1, len(found)))
     files = sorted({piece.file for segment in found for part in segment.parameters for piece in part.pieces})
-    table = Table("way", "cold", "first use", "second use", "cached", "read from disk, times its bytes")
+    table = Table(
+        "way", "cold", "first use", "second use", "cached", "and computing", "read from disk, times its bytes"
+    )
     table.add_row("buffered read", *buffered(chosen, files))
     ways = (
         ("copied", Slots(mapped=False), huge_pages),

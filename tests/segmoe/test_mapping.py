@@ -1,8 +1,10 @@
 """Experts that are used where they lie: the same bytes, the same decisions, and no more of the file than the budget."""
 
+import mmap
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -69,6 +71,26 @@ def test_what_was_evicted_is_no_longer_in_the_process(segments) -> None:
     huge = 2 << 20  # of the pages at both ends of an expert
     assert 2 * SIZE <= resident_bytes(file_of(segments)) <= 2 * (SIZE + 2 * huge) < COUNT * SIZE
     cache.close()
+
+
+@given(st.data())
+def test_huge_pages_are_given_back_whole_and_nothing_beside_the_mapping(data) -> None:
+    begin = data.draw(st.integers(1, 99)) * mapping._HUGE
+    file = SimpleNamespace(data_ptr=lambda: begin, nbytes=data.draw(st.integers(1, 9 * mapping._HUGE)))
+    first = data.draw(st.integers(0, (file.nbytes - 1) // mmap.PAGESIZE)) * mmap.PAGESIZE
+    nbytes = data.draw(st.integers(1, file.nbytes - first))
+    address, length = mapping._huge_pages_around(file, begin + first, nbytes)
+    assert begin <= address <= begin + first and begin + first + nbytes <= address + length <= begin + file.nbytes
+    assert address % mapping._HUGE == 0 and begin + first - address < mapping._HUGE
+    is_last = address + length == begin + file.nbytes
+    assert is_last or (
+        (address + length) % mapping._HUGE == 0 and address + length - mapping._HUGE < begin + first + nbytes
+    )
+    small = SimpleNamespace(data_ptr=lambda: begin + mmap.PAGESIZE, nbytes=file.nbytes)
+    assert mapping._huge_pages_around(small, begin + mmap.PAGESIZE + first, nbytes) == (
+        begin + mmap.PAGESIZE + first,
+        nbytes,
+    )
 
 
 def test_an_expert_that_is_packed_is_no_longer_mapped(segments, monkeypatch: pytest.MonkeyPatch) -> None:
