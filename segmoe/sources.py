@@ -53,7 +53,8 @@ def find_sources(checkpoint: Checkpoint, twin: Any, expert_names: set[str]) -> t
     others: set[str] = set()
     for name in sorted(checkpoint.tensors, key=dot_natural_key):  # some renamings depend on the library's order
         location = checkpoint.tensors[name]
-        target, pattern = rename_source_key(name, renamings, converters, twin.base_model_prefix, state)
+        renamed = apply_renamings(name, renamings)
+        target, pattern = rename_source_key(renamed, [], converters, twin.base_model_prefix, state)
         if target not in state and name in state:
             target, pattern = name, None
         if pattern is None:
@@ -64,7 +65,7 @@ def find_sources(checkpoint: Checkpoint, twin: Any, expert_names: set[str]) -> t
         converter = by_pattern[pattern]
         made = tuple(target.replace(converter.target_patterns[0], other) for other in converter.target_patterns)
         others.update(made)
-        expert = _expert_of(apply_renamings(name, renamings), pattern)
+        expert = _expert_of(renamed, pattern)
         known = [found[parameter].tensors for parameter in made if parameter in found]
         tensors: list[dict[int | None, TensorLocation]] = known[0] if known else [{} for _ in converter.source_patterns]
         tensors[converter.source_patterns.index(pattern)][expert] = location
