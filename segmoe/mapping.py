@@ -2,10 +2,11 @@
 
 Linux maps what a file system caches in large folios in 2 MiB at a time. Measured by tests/benchmarks/mapping.py for
 experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached and giving it back takes 0.06 ms, a copy
-2 to 2.7; with folios of 4 KiB it took 0.7. From the disk 10.4 to 13 ms, where a buffered read took 13 to 19: just the
-2 MiB that it touches are read, 1.1 to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 0.88
-to 1.07 of stock eager's rate where copies decode at 0.57 to 0.61. And it is in memory once: a copy leaves the page
-cache's behind.
+2 to 2.7. From the disk 6.3 to 13 ms, where a buffered read took 10 to 19: just the 2 MiB that it touches are read, 1.1
+to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 0.88 to 1.07 of stock eager's rate where
+copies decode at 0.57 to 0.61. And it is in memory once: a copy leaves the page cache's behind. In folios of 4 KiB, as a
+file lies there that was just written, a cached expert takes 0.9 to 1.2 ms, and decoding takes 1.25 times as long (42 ms
+for 52): what comes back often enough is read again.
 
 A mapped expert is in memory as long as the kernel has room; where it has none beside the budget, what is not cached is
 read past the page cache instead (direct.py). What a copy does not know: whoever truncates the file under
@@ -15,21 +16,23 @@ a running process ends it by SIGBUS, and whoever rewrites it in place changes th
 from __future__ import annotations
 
 import ctypes
-import itertools
 import mmap
 import os
-import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from segmoe import kernel
 from segmoe.errors import CheckpointError
+from segmoe.events import ExpertKey
+from segmoe.kernel import HUGE, advise
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
 from segmoe.packing import rounding_only
 from segmoe.reader import runs
@@ -37,15 +40,12 @@ from segmoe.reader import runs
 MIN_BYTES = 1 << 20
 """Smaller experts share their pages with too many neighbours, and a copy costs as little as two calls of the kernel."""
 
-FIRST_LINUX = (5, 18)
-"""Earlier ones read a mapping that is marked as random page by page."""
+RENEW_AFTER = 8
+"""Times that an expert is brought in before it is made sure that it lies in huge pages. Small ones cost 0.9 to 1.2 ms
+each time, and to read it again 6 to 7.5, so that by then it pays if it paid for as long as that again."""
 
 _PROVED_DTYPES = (torch.bfloat16, torch.float16)
 _PROVED_ROWS = (1, 2, 3, 5, 8, 16, 33, 128)
-
-_HUGE = 2 << 20  # bytes of the largest page that a file is cached and mapped in
-
-_MADV_RANDOM, _MADV_DONTNEED, _MADV_HUGEPAGE, _MADV_POPULATE_READ = 1, 4, 14, 22  # of Linux's <mman.h>
 
 
 class Mapped(NamedTuple):
@@ -78,7 +78,7 @@ class Stretch(NamedTuple):
 
 def may_map(segment: Segment) -> bool:
     """Whether an expert can be used where it lies: whole, of a size that pays, and with the stock model's bits."""
-    return _can_map() and segment.nbytes >= MIN_BYTES and all(map(_lies_well, segment.parameters))
+    return kernel.can_map() and segment.nbytes >= MIN_BYTES and all(map(_lies_well, segment.parameters))
 
 
 def drop(mapped: Mapped) -> None:
@@ -89,7 +89,7 @@ def drop(mapped: Mapped) -> None:
     neighbour has in it is found again when it is used.
     """
     for address, nbytes in mapped.around:
-        _advise(address, nbytes, _MADV_DONTNEED)
+        advise(address, nbytes, kernel.DONTNEED)
 
 
 def stretches(segment: Segment) -> Iterator[Stretch]:
@@ -102,9 +102,9 @@ def stretches(segment: Segment) -> Iterator[Stretch]:
 
 def bring_in(tensor: torch.Tensor) -> None:
     """Have a tensor of a mapped file in memory now, not page by page when it is looked at; where the kernel can."""
-    if _can_map():
+    if kernel.can_map():
         begin = tensor.data_ptr() & -mmap.PAGESIZE
-        _advise(begin, tensor.data_ptr() + tensor.nbytes - begin, _MADV_POPULATE_READ)
+        advise(begin, tensor.data_ptr() + tensor.nbytes - begin, kernel.POPULATE_READ)
 
 
 class Mappings:
@@ -114,19 +114,18 @@ class Mappings:
     two threads in one file spoil that for each other, so that experts come in small pages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, renews: bool = True) -> None:
+        self.renews = renews
         self._mine = threading.local()
+        self._brought: Counter[ExpertKey] = Counter()
 
     def bring(self, segment: Segment) -> Mapped:
         """Have an expert's pages in memory and in the process's page table; raise CheckpointError if that fails."""
         mapped = self._find(segment)
-        for stretch, address in mapped.stretches:
-            if _advise(address, stretch.nbytes, _MADV_POPULATE_READ):
-                error = ctypes.get_errno()
-                refuse_short(stretch)
-                raise CheckpointError(
-                    f"{stretch.file} cannot be read before byte {stretch.end:,}: {os.strerror(error)}"
-                )
+        _populate(mapped)
+        self._brought[segment.key] += 1
+        if self.renews and not self._brought[segment.key] % RENEW_AFTER:
+            self._renew(mapped)
         return mapped
 
     def is_cached(self, segment: Segment) -> bool:
@@ -139,10 +138,28 @@ class Mappings:
         except CheckpointError:
             return True
         return all(
-            _is_in_memory(page)
+            kernel.is_any_cached(page, 1)
             for stretch, address in mapped.stretches
-            for page in (*range(address, address + stretch.nbytes, _HUGE), address + stretch.nbytes - mmap.PAGESIZE)
+            for page in (*range(address, address + stretch.nbytes, HUGE), address + stretch.nbytes - mmap.PAGESIZE)
         )
+
+    def _renew(self, mapped: Mapped) -> None:
+        """Have an expert that the kernel cached in small pages read again in large ones.
+
+        In small pages lies what was written lately or read in another way. What another process has mapped stays so.
+        If it comes in small pages again, no other is tried.
+        """
+        read_again = []
+        for (stretch, _), (begin, nbytes) in zip(mapped.stretches, mapped.around, strict=True):
+            file = self._file(stretch.file).data_ptr()
+            for page in kernel.in_small_pages(begin, nbytes) if begin % HUGE == 0 else ():
+                advise(page, HUGE, kernel.DONTNEED)
+                kernel.forget(stretch.file, page - file, HUGE)
+                if not kernel.is_any_cached(page, HUGE):
+                    read_again.append(page)
+        _populate(mapped)
+        if any(kernel.in_small_pages(page, HUGE) for page in read_again):
+            self.renews = False
 
     def _find(self, segment: Segment) -> Mapped:
         """Where an expert lies in the calling thread's mappings; in memory or not."""
@@ -174,6 +191,14 @@ class Mappings:
         return files[path]
 
 
+def _populate(mapped: Mapped) -> None:
+    for stretch, address in mapped.stretches:
+        if advise(address, stretch.nbytes, kernel.POPULATE_READ):
+            error = ctypes.get_errno()
+            refuse_short(stretch)
+            raise CheckpointError(f"{stretch.file} cannot be read before byte {stretch.end:,}: {os.strerror(error)}")
+
+
 def _map(path: Path) -> torch.Tensor:
     try:
         with path.open("rb") as file:
@@ -181,16 +206,16 @@ def _map(path: Path) -> torch.Tensor:
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(f"{path} cannot be mapped: {error}; load it with mapped=False") from error
     view = torch.frombuffer(_Writable(mapped).bytes, dtype=torch.uint8)
-    if not _advise(view.data_ptr(), len(view), _MADV_HUGEPAGE):  # read 2 MiB where one byte is missing
-        _advise(view.data_ptr(), len(view), _MADV_RANDOM)  # and no more
+    if not advise(view.data_ptr(), len(view), kernel.HUGEPAGE):  # read 2 MiB where one byte is missing
+        advise(view.data_ptr(), len(view), kernel.RANDOM)  # and no more
     return view
 
 
 def _huge_pages_around(file: torch.Tensor, address: int, nbytes: int) -> tuple[int, int]:
     """Address and bytes of the huge pages that a part of a mapped file lies in, and of nothing beside its mapping."""
-    if file.data_ptr() % _HUGE:
+    if file.data_ptr() % HUGE:
         return address, nbytes  # it is mapped in small pages
-    begin, end = address & -_HUGE, -(-(address + nbytes) // _HUGE) * _HUGE
+    begin, end = address & -HUGE, -(-(address + nbytes) // HUGE) * HUGE
     return begin, min(end, file.data_ptr() + file.nbytes) - begin
 
 
@@ -208,35 +233,6 @@ def refuse_short(stretch: Stretch) -> None:
     size = stretch.file.stat().st_size
     if size < stretch.end:
         raise CheckpointError(f"{stretch.file} ended {stretch.end - size:,} bytes early; was it replaced?")
-
-
-@lru_cache(maxsize=1)
-def _libc() -> Any:
-    libc = ctypes.CDLL(None, use_errno=True)  # which lets other threads run meanwhile; mmap.madvise does not
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint8))
-    return libc
-
-
-def _advise(address: int, nbytes: int, advice: int) -> int:
-    result: int = _libc().madvise(address, nbytes, advice)
-    return result
-
-
-def _is_in_memory(page: int) -> bool:
-    told = ctypes.c_uint8()
-    return bool(_libc().mincore(page, mmap.PAGESIZE, ctypes.byref(told)) or told.value & 1)
-
-
-@lru_cache(maxsize=1)
-def _can_map() -> bool:
-    if sys.platform != "linux":
-        return False
-    major, minor = os.uname().release.split(".")[:2]
-    if (int(major), int("".join(itertools.takewhile(str.isdigit, minor)) or 0)) < FIRST_LINUX:
-        return False
-    page = mmap.mmap(-1, mmap.PAGESIZE)  # a sandbox may say that it is such a kernel and not know the call
-    return not _advise(ctypes.addressof(ctypes.c_char.from_buffer(page)), mmap.PAGESIZE, _MADV_POPULATE_READ)
 
 
 def _lies_well(part: ExpertParameter) -> bool:

@@ -92,7 +92,7 @@ class Slots:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="segmoe-loader") if threads else None
         self._spare: list[torch.Tensor] = []
         self._staging = Staging(self.device) if staged or self.device.type != "cpu" else None
-        self._mappings = Mappings() if mapped and self._staging is None else None
+        self._mappings = Mappings(renews=not direct) if mapped and self._staging is None else None
         self._direct = Direct() if direct and self._mappings is not None else None
         self._reading: list[Future[int]] = []
         self._packable: dict[tuple[str, tuple[int, ...]], bool] = {}

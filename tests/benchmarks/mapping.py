@@ -5,7 +5,8 @@
 FOLDER is written by wide.py if it is not there. The same random experts one after the other, in the calling thread:
 cold, after the kernel forgot the file; used twice, of which the first is slow where a virtual machine gives free memory
 back to its host (free page reporting) and gets it anew page by page; brought and given back again while cached; and
-the same once more while another thread of the process computes, as a layer does.
+the same once more while another thread of the process computes, as a layer does. Last, what mapping takes where the
+file was read page by page, so that the kernel has it in small pages.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def through(slots: Slots, segments: list[Segment], files: list[Path]) -> list[st
     bring(segments[0])  # maps or opens the file, proves what there is to be proved
     slots.release(held.pop())
     drop_cached(files)
-    cold, first, second, again = [], [], [], []
+    cold, first, second = [], [], []
     before = disk_bytes()
     for segment in segments[1:]:
         cold.append(milliseconds(lambda segment=segment: bring(segment)))
@@ -99,15 +100,24 @@ def through(slots: Slots, segments: list[Segment], files: list[Path]) -> list[st
             uses.append(milliseconds(lambda: use(held[-1])))
         slots.release(held.pop())
     read = (disk_bytes() - before) / sum(segment.nbytes for segment in segments[1:])
-    for segment in segments[1:]:
-        again.append(milliseconds(lambda segment=segment: (bring(segment), slots.release(held.pop()))))
-    with computing():
-        beside = [
-            milliseconds(lambda segment=segment: (bring(segment), slots.release(held.pop())))
-            for segment in segments[1:]
-        ]
+    times = [f"{statistics.median(found):.2f}" for found in (cold, first, second)]
+    return [*times, *cached(slots, segments), f"{read:.2f}"]
+
+
+def cached(slots: Slots, segments: list[Segment]) -> list[str]:
+    """Bring in and give back what the kernel has; medians in milliseconds, alone and beside a thread that computes."""
+
+    def bring(segment: Segment) -> None:
+        slot = slots.start(segment)
+        slots.finish(slot)
+        slots.release(slot)
+
+    found = []
+    for beside in (contextlib.nullcontext(), computing()):
+        with beside:
+            found.append([milliseconds(lambda segment=segment: bring(segment)) for segment in segments[1:]])
     slots.close()
-    return [*(f"{statistics.median(times):.2f}" for times in (cold, first, second, again, beside)), f"{read:.2f}"]
+    return [f"{statistics.median(times):.2f}" for times in found]
 
 
 def buffered(segments: list[Segment], files: list[Path]) -> list[str]:
@@ -128,6 +138,17 @@ def buffered(segments: list[Segment], files: list[Path]) -> list[str]:
     for descriptor in descriptors.values():
         os.close(descriptor)
     return [f"{statistics.median(cold):.2f}", "-", "-", f"{statistics.median(again):.2f}", "-", f"{share:.2f}"]
+
+
+def in_small_pages(files: list[Path]) -> None:
+    """Have the kernel cache the files page by page."""
+    drop_cached(files)
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        for offset in range(0, file.stat().st_size, mmap.PAGESIZE):
+            os.pread(descriptor, 1, offset)
+        os.close(descriptor)
 
 
 @click.command()
@@ -154,6 +175,8 @@ def main(folder: Path, experts: int) -> None:
         drop_cached(files)
         with mock.patch("segmoe.slots.huge_pages", pages):
             table.add_row(name, *through(slots, chosen, files))
+    in_small_pages(files)
+    table.add_row("mapped, cached in small pages", "-", "-", "-", *cached(Slots(), chosen), "-")
     Console().print(
         f"Median milliseconds of {len(chosen) - 1} experts of {chosen[0].nbytes / 1e6:.1f} MB", table, sep="\n"
     )

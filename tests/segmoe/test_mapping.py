@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segmoe
-from segmoe import mapping, slots
+from segmoe import kernel, mapping, slots
 from segmoe.cache import ExpertCache
 from segmoe.conversion import Recipe
 from segmoe.embedded import MODEL
@@ -28,7 +28,7 @@ from segmoe.slots import Slots
 from tests.segmoe.large import SHAPE, SIZE, moved
 from tests.segmoe.test_expect import COUNT, PASSES, plain, tape
 
-pytestmark = pytest.mark.skipif(not mapping._can_map(), reason="no experts are mapped by this kernel")
+pytestmark = pytest.mark.skipif(not kernel.can_map(), reason="no experts are mapped by this kernel")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def segments(large: dict[ExpertKey, Segment]) -> dict[ExpertKey, Segment]:
     return large
 
 
-def resident_bytes(file: Path) -> int:
-    """What the kernel counts as this process's of a file."""
+def resident_bytes(file: Path, kind: str = "Rss") -> int:
+    """What the kernel counts as this process's of a file; all, or what is mapped in huge pages."""
     total, is_in = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first = line.split(maxsplit=1)[0]
         if not first.endswith(":"):
             is_in = line.endswith(str(file))
-        elif first == "Rss:" and is_in:
+        elif first == f"{kind}:" and is_in:
             total += int(line.split()[1]) * 1024
     return total
 
@@ -75,22 +75,90 @@ def test_what_was_evicted_is_no_longer_in_the_process(segments) -> None:
 
 @given(st.data())
 def test_huge_pages_are_given_back_whole_and_nothing_beside_the_mapping(data) -> None:
-    begin = data.draw(st.integers(1, 99)) * mapping._HUGE
-    file = SimpleNamespace(data_ptr=lambda: begin, nbytes=data.draw(st.integers(1, 9 * mapping._HUGE)))
+    begin = data.draw(st.integers(1, 99)) * kernel.HUGE
+    file = SimpleNamespace(data_ptr=lambda: begin, nbytes=data.draw(st.integers(1, 9 * kernel.HUGE)))
     first = data.draw(st.integers(0, (file.nbytes - 1) // mmap.PAGESIZE)) * mmap.PAGESIZE
     nbytes = data.draw(st.integers(1, file.nbytes - first))
     address, length = mapping._huge_pages_around(file, begin + first, nbytes)
     assert begin <= address <= begin + first and begin + first + nbytes <= address + length <= begin + file.nbytes
-    assert address % mapping._HUGE == 0 and begin + first - address < mapping._HUGE
+    assert address % kernel.HUGE == 0 and begin + first - address < kernel.HUGE
     is_last = address + length == begin + file.nbytes
     assert is_last or (
-        (address + length) % mapping._HUGE == 0 and address + length - mapping._HUGE < begin + first + nbytes
+        (address + length) % kernel.HUGE == 0 and address + length - kernel.HUGE < begin + first + nbytes
     )
     small = SimpleNamespace(data_ptr=lambda: begin + mmap.PAGESIZE, nbytes=file.nbytes)
     assert mapping._huge_pages_around(small, begin + mmap.PAGESIZE + first, nbytes) == (
         begin + mmap.PAGESIZE + first,
         nbytes,
     )
+
+
+def cached(file: Path, *, page_by_page: bool) -> None:
+    """Have the kernel cache a file anew, by single pages or as experts are brought."""
+    with file.open("rb", buffering=0) as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if page_by_page:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            for offset in range(0, file.stat().st_size, mmap.PAGESIZE):
+                os.pread(opened.fileno(), 1, offset)
+
+
+def brought(slots: Slots, segments) -> int:
+    """Bring all experts in once and give them back; how many bytes of their file were in huge pages."""
+    held = [slots.start(segment) for segment in segments.values()]
+    for key, slot in zip(segments, held, strict=True):
+        slots.finish(slot)
+        assert (slot.tensors["w"] == key.expert).all()
+    in_huge_pages = resident_bytes(file_of(segments), "FilePmdMapped")
+    for slot in held:
+        slots.release(slot)
+    return in_huge_pages
+
+
+@pytest.fixture
+def small(segments, tmp_path: Path) -> dict[ExpertKey, Segment]:
+    """Experts in a file of their own that the kernel has cached in small pages, and would read in huge ones."""
+    found = moved(segments, tmp_path / "small")
+    cached(file_of(found), page_by_page=False)
+    if not brought(Slots(), found):
+        pytest.skip("this file system is not cached in huge pages")
+    cached(file_of(found), page_by_page=True)
+    return found
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_was_cached_in_small_pages_is_read_again_in_huge_ones(small, threads: int) -> None:
+    slots = Slots(threads=threads)
+    in_huge_pages = [brought(slots, small) for _ in range(4 * mapping.RENEW_AFTER)]
+    assert not any(in_huge_pages[: mapping.RENEW_AFTER - 1])
+    assert in_huge_pages[-1] > 0.6 * COUNT * SIZE  # of twelve MiB five times two are huge pages
+    slots.close()
+
+
+def test_what_somebody_else_has_mapped_in_small_pages_stays(small) -> None:
+    with file_of(small).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as other:
+        other.madvise(kernel.POPULATE_READ)
+        slots = Slots()
+        assert not any(brought(slots, small) for _ in range(mapping.RENEW_AFTER + 1))
+    assert any(brought(slots, small) for _ in range(mapping.RENEW_AFTER))
+    slots.close()
+
+
+def test_where_the_kernel_has_no_huge_pages_nothing_is_read_again_twice(small, monkeypatch) -> None:
+    forgotten = []
+    forget = kernel.forget
+
+    def never_huge(address: int, nbytes: int) -> list[int]:
+        return list(range(address, address + nbytes // kernel.HUGE * kernel.HUGE, kernel.HUGE))
+
+    monkeypatch.setattr(kernel, "in_small_pages", never_huge)
+    monkeypatch.setattr(kernel, "forget", lambda *part: (forgotten.append(part), forget(*part)))
+    slots = Slots()
+    for _ in range(3 * mapping.RENEW_AFTER):
+        brought(slots, small)
+    assert forgotten and len(forgotten) == len(set(forgotten))
+    slots.close()
 
 
 def test_an_expert_that_is_packed_is_no_longer_mapped(segments, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +214,12 @@ def test_only_what_has_stocks_bits_and_is_worth_it_is_mapped(segments, monkeypat
 )
 def test_kernels_that_would_read_page_by_page_get_copies(release: str, can: bool, monkeypatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "host", release, "", "x86_64")))
-    assert mapping._can_map.__wrapped__() is can
+    assert kernel.can_map.__wrapped__() is can
 
 
 def test_a_kernel_that_does_not_know_the_call_gets_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapping, "_MADV_POPULATE_READ", 9999)
-    assert mapping._can_map.__wrapped__() is False
+    monkeypatch.setattr(kernel, "POPULATE_READ", 9999)
+    assert kernel.can_map.__wrapped__() is False
 
 
 def test_a_file_that_cannot_be_mapped_says_what_to_do(segments, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,96 @@
+"""What Linux is asked about mapped files: to read and to forget, and what it holds, in pages of which size."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import mmap
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+HUGE = 2 << 20  # bytes of the largest page that a file is cached and mapped in
+
+RANDOM, DONTNEED, HUGEPAGE, POPULATE_READ = 1, 4, 14, 22  # advice, of Linux's <mman.h>
+
+FIRST_LINUX = (5, 18)
+"""Earlier ones read a mapping that is marked as random page by page."""
+
+_PAGEMAP_SCAN = 0xC0606610  # of Linux's <fs.h>, since 6.7
+_IS_PRESENT, _IS_HUGE = 1 << 3, 1 << 6
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_uint64), ("end", ctypes.c_uint64), ("categories", ctypes.c_uint64))
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            *("size", "flags", "start", "end", "walk_end", "vec", "vec_len", "max_pages"),
+            *("category_inverted", "category_mask", "category_anyof_mask", "return_mask"),
+        )
+    )
+
+
+def advise(address: int, nbytes: int, advice: int) -> int:
+    """The kernel's answer to madvise; 0 if it did so."""
+    result: int = _libc().madvise(address, nbytes, advice)
+    return result
+
+
+def forget(file: Path, offset: int, nbytes: int) -> None:
+    """Have the kernel drop a part of a file from its page cache, but for pages that a process has mapped."""
+    with contextlib.suppress(OSError), file.open("rb") as opened:  # it may have been deleted since it was mapped
+        os.posix_fadvise(opened.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def is_any_cached(address: int, nbytes: int) -> bool:
+    """Whether the kernel has any of these pages of mapped files in memory; True where it does not say."""
+    told = (ctypes.c_uint8 * -(-nbytes // mmap.PAGESIZE))()
+    return bool(_libc().mincore(address, nbytes, told)) or any(byte & 1 for byte in told)
+
+
+def in_small_pages(address: int, nbytes: int) -> list[int]:
+    """Addresses of the whole huge pages, from `address` on, of which a part is in the page table in smaller pages.
+
+    None where the kernel does not say.
+    """
+    found: set[int] = set()
+    end, regions = address + nbytes // HUGE * HUGE, (_Region * 64)()
+    with contextlib.suppress(OSError), Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        while address < end:
+            scan = _Scan(size=ctypes.sizeof(_Scan), start=address, end=end, vec=ctypes.addressof(regions))
+            scan.vec_len, scan.return_mask = len(regions), _IS_PRESENT
+            scan.category_mask, scan.category_inverted = _IS_PRESENT | _IS_HUGE, _IS_HUGE
+            count = _libc().ioctl(pagemap.fileno(), ctypes.c_ulong(_PAGEMAP_SCAN), ctypes.byref(scan))
+            if count < 0:
+                break
+            for region in regions[:count]:
+                found.update(range(region.start & -HUGE, region.end, HUGE))
+            address = scan.walk_end
+    return sorted(found)
+
+
+@lru_cache(maxsize=1)
+def can_map() -> bool:
+    """Whether this is a Linux that maps files as is wanted here."""
+    if sys.platform != "linux":
+        return False
+    major, minor = os.uname().release.split(".")[:2]
+    if (int(major), int("".join(itertools.takewhile(str.isdigit, minor)) or 0)) < FIRST_LINUX:
+        return False
+    page = mmap.mmap(-1, mmap.PAGESIZE)  # a sandbox may say that it is such a kernel and not know the call
+    return not advise(ctypes.addressof(ctypes.c_char.from_buffer(page)), mmap.PAGESIZE, POPULATE_READ)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)  # which lets other threads run meanwhile; mmap.madvise does not
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint8))
+    return libc
