@@ -107,6 +107,13 @@ def bring_in(tensor: torch.Tensor) -> None:
         advise(begin, tensor.data_ptr() + tensor.nbytes - begin, kernel.POPULATE_READ)
 
 
+def let_go(tensor: torch.Tensor) -> None:
+    """Take a tensor that nobody looks at any more out of the process, but for pages that it shares."""
+    if kernel.can_map():
+        begin, end = -(-tensor.data_ptr() // mmap.PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE
+        advise(begin * mmap.PAGESIZE, max(0, end - begin) * mmap.PAGESIZE, kernel.DONTNEED)
+
+
 class Mappings:
     """Maps the shards; of their pages those of the experts that were brought in and not dropped.
 

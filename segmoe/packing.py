@@ -19,14 +19,18 @@ MIN_BYTES = 1 << 18
 """Smaller weights gain less than the detour through Python costs."""
 
 _DTYPES = (torch.bfloat16, torch.float16)
+_DIFFERENT = 256  # rows of a weight in a proof; they come again, and each place has one
 
 
 def may_pack(weight: torch.Tensor) -> bool:
     """Whether packing the weight could pay and be the same."""
-    is_candidate = weight.dim() == 2 and weight.dtype in _DTYPES and weight.device.type == "cpu"
-    if not is_candidate or weight.nbytes < MIN_BYTES or not torch.backends.mkldnn.enabled:
-        return False
-    return proves_equal(*weight.shape, 1, weight.dtype, torch.get_num_threads())
+    return is_candidate(weight) and proves_equal(*weight.shape, 1, weight.dtype, torch.get_num_threads())
+
+
+def is_candidate(weight: torch.Tensor) -> bool:
+    """Whether packing the weight could pay."""
+    is_fitting = weight.dim() == 2 and weight.dtype in _DTYPES and weight.device.type == "cpu"
+    return is_fitting and weight.nbytes >= MIN_BYTES and bool(torch.backends.mkldnn.enabled)
 
 
 @lru_cache(maxsize=4096)
@@ -39,7 +43,8 @@ def proves_equal(n: int, k: int, rows: int, dtype: torch.dtype, threads: int) ->
     with torch.inference_mode(False), torch.no_grad():
         x, w = rounding_only(n, k, rows, dtype)
         try:
-            return torch.equal(F.linear(x, w), _multiply(x, _pack(w), None))
+            product = multiply(x, pack(w))
+            return all(torch.equal(F.linear(given, w).view_as(product), product) for given in (x, x[None]))
         except (RuntimeError, AttributeError, NotImplementedError):  # this build of torch has no such kernels
             return False
 
@@ -51,15 +56,15 @@ def rounding_only(n: int, k: int, rows: int, dtype: torch.dtype) -> tuple[torch.
     summed backwards, over 90% of such results differ at a width of 768 or more, and 25% at 48.
     """
     generator = torch.Generator().manual_seed(n * 31 + k)
-    half = k // 2
-    w = torch.zeros(n, k, dtype=dtype)
+    half, different = k // 2, min(n, _DIFFERENT)
+    w = torch.zeros(different, k, dtype=dtype)
     x = torch.zeros(rows, k, dtype=dtype)
     order = torch.randperm(half, generator=generator)
-    w[:, :half] = torch.randn(n, half, generator=generator)
+    w[:, :half] = torch.randn(different, half, generator=generator)
     w[:, half : 2 * half] = -w[:, :half][:, order]
     x[:, :half] = torch.randn(rows, half, generator=generator)
     x[:, half : 2 * half] = x[:, :half][:, order]
-    return x, w
+    return x, w.repeat(-(-n // different), 1)[:n]
 
 
 class PackedWeight:
@@ -70,7 +75,7 @@ class PackedWeight:
 
     def __init__(self, weight: torch.Tensor, on_plain: Callable[[], None]) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self._packed: torch.Tensor | None = _pack(weight)
+            self._packed: torch.Tensor | None = pack(weight)
         self._weight = weight.new_empty(0)
         self._shape, self._dtype = tuple(weight.shape), weight.dtype
         self._on_plain = on_plain
@@ -93,7 +98,7 @@ class PackedWeight:
         if func is F.linear and not kwargs and isinstance(args[0], torch.Tensor):
             x, weight, *bias = args
             if weight._serves(x):
-                return _multiply(x, weight._packed, bias[0] if bias else None)
+                return multiply(x, weight._packed, bias[0] if bias else None)
         args, kwargs = tree_map_only(PackedWeight, PackedWeight.plain, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -111,11 +116,13 @@ class PackedWeight:
         )
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor:
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """The weight in the layout that is multiplied fastest."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return packed
 
 
-def _multiply(x: torch.Tensor, packed: Any, bias: torch.Tensor | None) -> torch.Tensor:
+def multiply(x: torch.Tensor, packed: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Multiply x [..., k] by a packed weight [n, k]."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return product

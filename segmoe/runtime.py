@@ -15,6 +15,7 @@ from segmoe.attaching import Selection, check_selection, is_selected
 from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
+from segmoe.dense import Turns, take_over
 from segmoe.direct import THREADS as DIRECT_THREADS
 from segmoe.direct import is_due
 from segmoe.errors import ConfigError
@@ -82,6 +83,7 @@ def load(
         mapped=mapped,
     )
     model = build_model(manifest, config).to(runtime.device)
+    take_over(model, runtime.turns)
     runtime.attach(model)
     return model
 
@@ -133,6 +135,7 @@ class Runtime:
             early=early,
             emit=self.emit,
         )
+        self.turns = Turns()
         self._sink = None if sink is None else GuardedSink(sink)
         self._pass: passes.Pass | None = None
         self._inside: list[Any] = []  # its modules that were entered and not left, outermost first
@@ -217,6 +220,7 @@ class Runtime:
                 self.cache.step, self._next_step = self._next_step, self._next_step + 1
                 self._pass = passes.begin(component, self.cache.counters)
                 self._inside = [module]
+                self.turns.begin()
             else:
                 self._inside.append(module)
             if is_stack:

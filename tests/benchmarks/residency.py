@@ -44,7 +44,7 @@ from tests.benchmarks.memory import NoCapError, drop_cached, hard_cap
 from tests.benchmarks.rounds import CAPS, Bench, Row
 
 MEMORY = ("anonymous", "mapped")
-COPIED = "25%"  # the budget at which copies are measured beside mapped experts
+OTHERWISE = "25%"  # the budget at which copied experts are measured beside mapped ones, and plain other weights
 
 
 def _costs(contender: Contender) -> tuple[str, str, str]:
@@ -59,7 +59,9 @@ def warm(bench: Bench) -> None:
     with ExitStack() as stack:
         turns = []
         ways = {name: {"experts": experts} for name, experts in bench.budgets(total).items()}
-        ways |= {f"{name}, copied": {**way, "mapped": False} for name, way in ways.items() if name == COPIED}
+        if OTHERWISE in ways:
+            ways[f"{OTHERWISE}, copied"] = {**ways[OTHERWISE], "mapped": False}
+            ways[f"{OTHERWISE}, others plain"] = {**ways[OTHERWISE], "plain": True}
         for name, way in ways.items():
             contender = stack.enter_context(Contender(bench.threads))
             contender.open(bench.path, kind="segmoe", **way)

@@ -21,13 +21,16 @@ from tests.benchmarks.memory import drop_cached
 def open_model(path: str, *, kind: str, offload: str = "", memory: int | None = None, **settings: Any) -> Any:
     """Load by stock transformers ("stock"), with accelerate's offload to disk ("accelerate"), or by segmoe.
 
-    Of accelerate: with `memory`, the library places what that many bytes hold; without, experts alone are on disk.
+    Of accelerate: with `memory`, the library places what that many bytes hold; without, experts alone are on disk. Of
+    segmoe: with `plain`, no weights beside the experts are packed.
     """
     if kind == "segmoe":
         import segmoe
         from segmoe.events import NullSink
 
-        return segmoe.load(path, sink=NullSink(), capture="off", **settings)
+        plain = mock.patch("segmoe.runtime.take_over") if settings.pop("plain", False) else contextlib.nullcontext()
+        with plain:
+            return segmoe.load(path, sink=NullSink(), capture="off", **settings)
     from transformers import AutoModelForCausalLM
 
     placed: dict[str, Any] = {}

@@ -11,12 +11,13 @@ import torch
 import transformers
 
 import segmoe
-from segmoe import direct, mapping, runtime
+from segmoe import dense, direct, mapping, packing, runtime
 from segmoe.building import quiet_transformers
 from segmoe.guessing import Router
 from tests import omni
 from tests.families.configs import EXPERTS, LAYERS, Family
 from tests.families.sweep import LAYOUTS, build, left_padded, names_of
+from tests.segmoe.test_packing import CAN_PACK
 
 TEXT = (
     "Qwen3MoeForCausalLM",
@@ -30,6 +31,7 @@ TEXT = (
 )
 ONE_LAYOUT = ("GptOssForCausalLM", "Qwen3VLMoeForConditionalGeneration")  # stacked on the hub too
 APART = [("MixtralForCausalLM", "hub")]  # w2 lies between w1 and w3, which the model wants side by side
+BIASED = ("GptOssForCausalLM",)  # all its projections are; such a one stays plain
 CASES = [(name, layout) for name in TEXT for layout in LAYOUTS if name not in ONE_LAYOUT or layout == "hub"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 MODES = {
@@ -78,6 +80,10 @@ def test_every_budget_gives_the_stock_models_bits(
     monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args: False)
     monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
     monkeypatch.setattr(direct.Direct, "read", lambda *args: brought.append("direct") or read(*args))
+    monkeypatch.setattr(dense, "USES", 1)
+    monkeypatch.setattr(dense, "MIN_BYTES", 1)
+    monkeypatch.setattr(packing, "MIN_BYTES", 1)
+    monkeypatch.setattr(dense.Turns, "take", lambda turns: True)
     guess = Router.guess
     monkeypatch.setattr("segmoe.cache.WAITING_NS", 0)
     monkeypatch.setattr(Router, "guess", lambda *args: guessed.append(guess(*args)) or guessed[-1])
@@ -93,6 +99,8 @@ def test_every_budget_gives_the_stock_models_bits(
         assert not {key for key in wanted if not torch.equal(found[key], wanted[key])}, (
             f"{experts} experts, {threads} threads, {way}"
         )
+        if dtype == torch.bfloat16 and CAN_PACK and name not in BIASED:
+            assert any(isinstance(weight, dense.DenseWeight) and weight.is_packed for weight in model.parameters())
         assert len(model.segmoe.cache) <= experts
         model.segmoe.cache.check_integrity()
         model.segmoe.close()

@@ -23,6 +23,8 @@ def never() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_its_products_are_the_plain_ones_bit_for_bit(shape, dtype) -> None:
+    if not may_pack(torch.zeros(1536, 2048, dtype=dtype)):
+        pytest.skip(f"this processor has no packed weights in {dtype}")
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(shape, generator=generator).to(dtype)
     bias = torch.randn(shape[0], generator=generator).to(dtype)
@@ -35,8 +37,8 @@ def test_its_products_are_the_plain_ones_bit_for_bit(shape, dtype) -> None:
 
 @needs_packing
 def test_the_proof_sees_another_order_of_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_pack", lambda weight: weight.flip(1))
-    monkeypatch.setattr(packing, "_multiply", lambda x, packed, bias: F.linear(x.flip(1), packed, bias))
+    monkeypatch.setattr(packing, "pack", lambda weight: weight.flip(1))
+    monkeypatch.setattr(packing, "multiply", lambda x, packed, bias=None: F.linear(x.flip(1), packed, bias))
     proves_equal.cache_clear()
     for n, k in SHAPES:
         assert not proves_equal(n, k, 4, torch.bfloat16, 1)
@@ -84,10 +86,10 @@ def test_a_product_in_another_precision_fails_as_stock_does() -> None:
 
 @needs_packing
 def test_autocast_is_as_with_the_plain_weight() -> None:
-    weight, x = torch.randn(64, 32).half(), torch.randn(2, 32).half()
-    with torch.autocast("cpu", torch.bfloat16):
+    weight, x = torch.randn(64, 32).bfloat16(), torch.randn(2, 32).bfloat16()
+    with torch.autocast("cpu", torch.float16):
         product = F.linear(x, PackedWeight(weight, lambda: None))
-        assert product.dtype == torch.bfloat16
+        assert product.dtype == torch.float16
         assert torch.equal(product, F.linear(x, weight))
 
 

@@ -1,0 +1,148 @@
+"""The weights beside the experts that every token is multiplied by: packed once they were used as often as pays.
+
+Attention's projections are read whole for each token, as experts are, and gain as much by the layout that oneDNN
+multiplies fastest (packing.py); tests/benchmarks/residency.py decodes with and without. The modules stay transformers'
+own; only the parameter of an `nn.Linear` is another one. It multiplies as the plain parameter does, bit for bit, and is
+the plain one for good as soon as anybody asks for anything but its product or its shape: nobody ever reads or writes a
+copy that the model does not use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_map_only
+
+from segmoe import packing
+from segmoe.mapping import let_go
+
+USES = 10
+"""Products before a weight is packed: what packing it costs, as of an expert (slots.py)."""
+
+MIN_BYTES = 1 << 20
+MAX_BYTES = 1 << 26
+"""Larger ones, heads of large vocabularies, stay plain: to prove it takes several times their memory."""
+
+_of = torch.Tensor
+_TELLS_ONLY = {
+    *(
+        getattr(_of, name).__get__
+        for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad", "grad_fn")
+    ),
+    *(getattr(_of, name).__get__ for name in ("is_meta", "is_cuda", "is_leaf", "is_sparse", "is_quantized")),
+    *(_of.size, _of.dim, _of.numel, _of.nelement, _of.element_size, _of.is_floating_point, _of.is_complex),
+    *(_of.__len__, _of.__hash__),
+}
+
+
+class Turns:
+    """Lets one weight be packed a pass, so that no token waits for all of them."""
+
+    def __init__(self) -> None:
+        self._is_free = False
+
+    def begin(self) -> None:
+        """A pass starts."""
+        self._is_free = True
+
+    def take(self) -> bool:
+        """Whether it is the caller's turn."""
+        is_mine, self._is_free = self._is_free, False
+        return is_mine
+
+
+class DenseWeight(torch.nn.Parameter):
+    """A parameter [n, k] in the place of another one, whose memory it takes over."""
+
+    @staticmethod
+    def __new__(cls, weight: torch.nn.Parameter, turns: Turns) -> DenseWeight:
+        """Same shape, dtype and device; it has no storage that anything else could see."""
+        made: DenseWeight = torch.Tensor._make_wrapper_subclass(
+            cls, weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=weight.requires_grad
+        )
+        return made
+
+    def __init__(self, weight: torch.nn.Parameter, turns: Turns) -> None:
+        self._weight: torch.nn.Parameter | None = weight  # None while it is packed
+        self._packed: torch.Tensor | None = None
+        self._turns: Turns | None = turns  # None once it is plain for good
+        self._uses = 0
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it lies in the layout that multiplies fastest."""
+        return self._packed is not None
+
+    def plain(self) -> torch.nn.Parameter:
+        """The plain parameter, from now on for good."""
+        self._turns = None
+        if self._weight is None:
+            assert self._packed is not None
+            with torch.inference_mode(False), torch.no_grad():
+                self._weight = torch.nn.Parameter(self._packed.to_dense())
+            self._packed = None
+        return self._weight
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and not kwargs and type(args[1]) is cls:
+            return args[1]._linear(args[0], args[2] if len(args) == 3 else None)
+        if func in _TELLS_ONLY:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        args, kwargs = tree_map_only(cls, cls.plain, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        args, kwargs = tree_map_only(cls, cls.plain, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _linear(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._weight is not None and self._turns is not None:
+            self._uses += 1
+            if self._uses >= USES and self._turns.take():
+                self._pack(x, bias)
+        if self._packed is not None and self._serves(x, bias):
+            return packing.multiply(x, self._packed)
+        return F.linear(x, self.plain() if self._weight is None else self._weight, bias)
+
+    def _pack(self, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        if not self._serves(x, bias):
+            self._turns = None
+            return
+        assert self._weight is not None
+        with torch.inference_mode(False), torch.no_grad():
+            self._packed = packing.pack(self._weight)
+        let_go(self._weight)
+        self._weight = None
+
+    def _serves(self, x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+        return (
+            bias is None
+            and x.dtype == self.dtype
+            and x.is_contiguous()
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and packing.proves_equal(*self.shape, x.numel() // x.shape[-1], x.dtype, torch.get_num_threads())
+        )
+
+
+def take_over(model: torch.nn.Module, turns: Turns) -> None:
+    """Put a DenseWeight in the place of the weight of each `nn.Linear` of the model where packing it could pay."""
+    places = Counter(parameter.data_ptr() for _, parameter in model.named_parameters(remove_duplicate=False))
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.bias is None:
+            weight = module.weight
+            if (
+                type(weight) is torch.nn.Parameter
+                and places[weight.data_ptr()] == 1  # else it is tied to another, or on the meta device
+                and MIN_BYTES <= weight.nbytes <= MAX_BYTES
+                and weight.requires_grad
+                and packing.is_candidate(weight)
+            ):
+                module.weight = DenseWeight(weight, turns)
