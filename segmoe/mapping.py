@@ -172,19 +172,23 @@ class Mappings:
         """Where an expert lies in the calling thread's mappings; in memory or not."""
         if not hasattr(self._mine, "found"):
             self._mine.found, self._mine.files = {}, {}
-        mapped: Mapped | None = self._mine.found.get(segment.key)
-        if mapped is None:
-            tensors: dict[str, torch.Tensor] = {}
-            places, around = [], []
-            for stretch in stretches(segment):
-                refuse_short(stretch)
-                file = self._file(stretch.file)
-                pages = file[stretch.begin :]
-                tensors |= dict(stretch.tensors(pages))
-                places.append((stretch, pages.data_ptr()))
-                around.append(_huge_pages_around(file, pages.data_ptr(), stretch.nbytes))
-            mapped = self._mine.found[segment.key] = Mapped(tensors, tuple(places), tuple(around))
-        return mapped
+        found: dict[ExpertKey, Mapped] = self._mine.found
+        if segment.key not in found:
+            with torch.inference_mode(False), torch.no_grad():
+                found[segment.key] = self._locate(segment)
+        return found[segment.key]
+
+    def _locate(self, segment: Segment) -> Mapped:
+        tensors: dict[str, torch.Tensor] = {}
+        places, around = [], []
+        for stretch in stretches(segment):
+            refuse_short(stretch)
+            file = self._file(stretch.file)
+            pages = file[stretch.begin :]
+            tensors |= dict(stretch.tensors(pages))
+            places.append((stretch, pages.data_ptr()))
+            around.append(_huge_pages_around(file, pages.data_ptr(), stretch.nbytes))
+        return Mapped(tensors, tuple(places), tuple(around))
 
     def close(self) -> None:
         """Forget the files; each is unmapped with the last tensor in it."""

@@ -13,6 +13,7 @@ import torch
 
 from segmoe.direct import Direct, huge_pages
 from segmoe.errors import ConfigError
+from segmoe.events import ExpertKey
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
 from segmoe.mapping import Mapped, Mappings, drop, may_map
 from segmoe.packing import PackedWeight, may_pack
@@ -35,7 +36,7 @@ class Slot:
     buffer: torch.Tensor | None = None  # uint8; None if mapped, and once everything in it was packed
     is_direct: bool = False  # the buffer holds pages of the file
     mapped: Mapped | None = None
-    tensors: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)  # as they are, never changed: a mapped expert's are kept
     loading: Future[int] | None = None  # resolves to the nanoseconds that reading took
     copied: Any = None  # event behind the copy to the device
     uses: int = 0
@@ -95,12 +96,13 @@ class Slots:
         self._mappings = Mappings(renews=not direct) if mapped and self._staging is None else None
         self._direct = Direct() if direct and self._mappings is not None else None
         self._reading: list[Future[int]] = []
+        self._mappable: dict[tuple[ExpertKey, int], bool] = {}
         self._packable: dict[tuple[str, tuple[int, ...]], bool] = {}
 
     def start(self, segment: Segment) -> Slot:
         """Begin to read an expert; what fails is raised by `finish`."""
         slot = Slot(segment)
-        if self._mappings is None or not may_map(segment):
+        if self._mappings is None or not self._may_map(segment):
             slot.buffer = self._free(_size(segment), self._new)
         elif self._direct and self._direct.may_read(segment) and not self._mappings.is_cached(segment):
             slot.buffer, slot.is_direct = self._free(self._direct.room(segment), huge_pages), True
@@ -156,6 +158,12 @@ class Slots:
         if self._direct is not None:
             self._direct.close()
 
+    def _may_map(self, segment: Segment) -> bool:
+        asked = segment.key, torch.get_num_threads()
+        if asked not in self._mappable:
+            self._mappable[asked] = may_map(segment)
+        return self._mappable[asked]
+
     def _free(self, nbytes: int, new: Callable[[int], torch.Tensor]) -> torch.Tensor:
         """A kept buffer, or a new one if none is of this size."""
         for place, spare in enumerate(self._spare):
@@ -178,23 +186,24 @@ class Slots:
 
     def _fill(self, slot: Slot, behind: Any) -> int:
         began_ns = time.perf_counter_ns()
-        with torch.inference_mode(False), torch.no_grad():
-            if slot.buffer is None:
-                assert self._mappings is not None
-                slot.mapped = self._mappings.bring(slot.segment)
-                slot.tensors = dict(slot.mapped.tensors)
-            elif slot.is_direct:
-                assert self._direct is not None
-                slot.tensors = self._direct.read(slot.segment, slot.buffer)
-            else:
-                if self._staging is None:
-                    _read(slot.segment, slot.buffer, self._reader)
-                else:
-                    slot.copied = self._staging.copy(
-                        lambda staged: _read(slot.segment, staged, self._reader), slot.buffer, behind
-                    )
-                slot.tensors = dict(_views(slot.segment, slot.buffer))
+        if slot.buffer is None:
+            assert self._mappings is not None
+            slot.mapped = self._mappings.bring(slot.segment)
+            slot.tensors = slot.mapped.tensors
+        else:
+            with torch.inference_mode(False), torch.no_grad():
+                slot.tensors = self._fill_buffer(slot, slot.buffer, behind)
         return time.perf_counter_ns() - began_ns
+
+    def _fill_buffer(self, slot: Slot, buffer: torch.Tensor, behind: Any) -> dict[str, torch.Tensor]:
+        if slot.is_direct:
+            assert self._direct is not None
+            return self._direct.read(slot.segment, buffer)
+        if self._staging is None:
+            _read(slot.segment, buffer, self._reader)
+        else:
+            slot.copied = self._staging.copy(lambda staged: _read(slot.segment, staged, self._reader), buffer, behind)
+        return dict(_views(slot.segment, buffer))
 
     def _still_reading(self) -> list[Future[int]]:
         return [loading for loading in self._reading if not loading.done()]
