@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Qwen3MoeForCausalLM
+import transformers
 
 import segmoe
 from segmoe import dense, packing
@@ -157,7 +157,9 @@ def test_only_what_is_nobody_elses_is_taken_over() -> None:
 def test_a_model_packs_one_a_pass_and_lets_the_plain_ones_go(tmp_path: Path) -> None:
     sizes = {"hidden_size": 1024, "head_dim": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     tiny.save(tiny.build("Qwen3Moe", torch.bfloat16, **sizes, moe_intermediate_size=24), tmp_path)
-    stock = Qwen3MoeForCausalLM.from_pretrained(tmp_path, dtype="auto", experts_implementation="eager").eval()
+    stock = transformers.Qwen3MoeForCausalLM.from_pretrained(
+        tmp_path, dtype="auto", experts_implementation="eager"
+    ).eval()
     model = segmoe.load(tmp_path, experts=6)
     ids = torch.randint(1, 97, (24, 1, 1), generator=torch.Generator().manual_seed(1))
     counts, mapped, past, wanted = [], [], None, None
