@@ -160,7 +160,7 @@ class ExpertCache:
             self._look_ahead()
         if slot.loading is not None:
             self._finish(key, slot)
-        return self._slots.use(slot)
+        return self._slots.use(slot) if slot.is_as_read else slot.tensors
 
     def pin(self, key: ExpertKey) -> None:
         """Keep a resident expert until it is unpinned as often as it was pinned."""
@@ -221,13 +221,14 @@ class ExpertCache:
         """
         if not self._slots.threads:
             return
-        while self._coming:
-            key = next(iter(self._coming))
+        for key in tuple(self._coming):
             if self._decide(key, may_wait=True) is None:
                 break
             del self._coming[key]
-        self._early.read(self._coming, self._resident)
-        self._early.read(self._then, self._resident, is_guess=True)
+        if self._coming:
+            self._early.read(self._coming, self._resident)
+        if self._then:
+            self._early.read(self._then, self._resident, is_guess=True)
 
     def _decide(self, key: ExpertKey, *, may_wait: bool) -> Slot | None:
         """Count a hit, or make room and begin to read; None if one that was not computed yet would have to leave."""
@@ -235,23 +236,28 @@ class ExpertCache:
         if slot is not None:
             self.counters.hits += 1
         else:
-            segment = self._segments[key]
-            while self._is_full(segment.nbytes):
-                found = self._victim(key)
-                if may_wait and (found is None or found[0].key in self._ahead):
-                    return None
-                if found is None:
-                    raise ConfigError(
-                        f"all {len(self._resident)} experts in memory are pinned, {key} needs room; raise the budget"
-                    )
-                self._evict(*found)
-            self.counters.misses += 1
-            slot = self._early.take(key) or self._slots.start(segment)
-            self._resident[key] = slot
-            self._used_bytes += segment.nbytes
+            slot = self._start(key, may_wait)
+            if slot is None:
+                return None
         self._ahead[key] = slot
         slot.last_step = self.step
         self._policy.touch(key)
+        return slot
+
+    def _start(self, key: ExpertKey, may_wait: bool) -> Slot | None:
+        segment = self._segments[key]
+        while self._is_full(segment.nbytes):
+            found = self._victim(key)
+            if may_wait and (found is None or found[0].key in self._ahead):
+                return None
+            if found is None:
+                raise ConfigError(
+                    f"all {len(self._resident)} experts in memory are pinned, {key} needs room; raise the budget"
+                )
+            self._evict(*found)
+        self.counters.misses += 1
+        slot = self._resident[key] = self._early.take(key) or self._slots.start(segment)
+        self._used_bytes += segment.nbytes
         return slot
 
     def _victim(self, wanted: ExpertKey) -> tuple[Victim, Reason] | None:
@@ -324,9 +330,11 @@ class ExpertCache:
         """Drop what was expected; what is being read is waited for, so that nothing is left half done."""
         self._current = None
         self._coming, self._then = {}, ()
-        self._early.keep(coming)
+        if self._early.is_busy:
+            self._early.keep(coming)
         for key, slot in list(self._ahead.items()):
-            self._finish(key, slot)
+            if slot.loading is not None:
+                self._finish(key, slot)
         self._ahead.clear()
 
     def _is_full(self, wanted: int) -> bool:

@@ -31,6 +31,11 @@ class Early:
     def __len__(self) -> int:
         return len(self._wanted) + len(self._unwanted)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is any such expert."""
+        return bool(self._wanted or self._unwanted)
+
     def __contains__(self, key: ExpertKey) -> bool:
         return key in self._wanted
 
