@@ -44,16 +44,13 @@ class Ranked:
         self._step = 0
         self._tokens = 0
         self._used: list[ExpertKey] = []  # since they were ranked last
+        self.touch = self._used.append  # all that a use costs while its layer waits
 
     def begin(self, step: int, tokens: int) -> None:
         """A pass of so many tokens starts; one of which nothing is known counts as one token."""
         self._rank_used()
         self._step = step
         self._tokens += max(tokens, 1)
-
-    def touch(self, key: ExpertKey) -> None:
-        """Rank the expert anew."""
-        self._used.append(key)
 
     def _rank_used(self) -> None:
         """Rank those that were used, in order, before anything depends on it: many at once cost less than one by one.
