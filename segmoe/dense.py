@@ -103,7 +103,9 @@ class DenseWeight(torch.nn.Parameter):
         return func(*args, **kwargs)
 
     def _linear(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self._weight is not None and self._turns is not None:
+        if self._weight is None and x.shape[-1:] == self.shape[1:] and not x.numel():  # nothing is proved of no rows
+            return x.new_empty((*x.shape[:-1], len(self)))
+        if self._weight is not None and self._turns is not None and x.numel():
             self._uses += 1
             if self._uses >= USES and self._turns.take():
                 self._pack(x, bias)
@@ -125,6 +127,7 @@ class DenseWeight(torch.nn.Parameter):
         return (
             bias is None
             and x.dtype == self.dtype
+            and x.shape[-1:] == self.shape[1:]
             and x.is_contiguous()
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")

@@ -50,6 +50,26 @@ def test_its_products_are_the_plain_ones_before_and_after_it_is_packed(plain, sh
     assert packed == [False] * (dense.USES - 1) + [True] * 3
 
 
+def test_no_rows_are_no_reason_to_become_plain(plain) -> None:
+    for uses in (0, dense.USES):
+        weight = taken(plain, uses)
+        with torch.no_grad():
+            found, wanted = F.linear(inputs(2, 0), weight, None), F.linear(inputs(2, 0), plain, None)
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        assert weight.is_packed == bool(uses)
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 7).bfloat16(), torch.ones(2, SHAPE[1])], ids=["width", "dtype"])
+def test_what_fails_with_the_plain_one_fails_alike(plain, x) -> None:
+    weight = taken(plain, dense.USES)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError) as stock:
+            F.linear(x, plain, None)
+        with pytest.raises(RuntimeError) as ours:
+            F.linear(x, weight, None)
+    assert str(ours.value) == str(stock.value)
+
+
 def test_it_is_a_parameter_of_the_same_kind(plain) -> None:
     weight = taken(plain, dense.USES)
     module = torch.nn.Linear(*SHAPE[::-1], bias=False, dtype=torch.bfloat16)
