@@ -3,10 +3,10 @@
 Linux maps what a file system caches in large folios in 2 MiB at a time. Measured by tests/benchmarks/mapping.py for
 experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached and giving it back takes 0.06 ms, a copy
 2 to 2.7. From the disk 6.3 to 13 ms, where a buffered read took 10 to 19: just the 2 MiB that it touches are read, 1.1
-to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 0.88 to 1.07 of stock eager's rate where
-copies decode at 0.57 to 0.61. And it is in memory once: a copy leaves the page cache's behind. In folios of 4 KiB, as a
-file lies there that was just written, a cached expert takes 0.9 to 1.2 ms, and decoding takes 1.25 times as long (42 ms
-for 52): what comes back often enough is read again.
+to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 1.03 to 1.04 of stock eager's rate where
+copies decode at 0.72. And it is in memory once: a copy leaves the page cache's behind. In folios of 4 KiB, as a file
+lies there that was just written, a cached expert takes 0.9 to 1.2 ms, and decoding takes 1.25 times as long: what comes
+back often enough is read again.
 
 A mapped expert is in memory as long as the kernel has room; where it has none beside the budget, what is not cached is
 read past the page cache instead (direct.py). What a copy does not know: whoever truncates the file under
