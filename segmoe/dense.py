@@ -124,15 +124,7 @@ class DenseWeight(torch.nn.Parameter):
         self._weight = None
 
     def _serves(self, x: torch.Tensor, bias: torch.Tensor | None) -> bool:
-        return (
-            bias is None
-            and x.dtype == self.dtype
-            and x.shape[-1:] == self.shape[1:]
-            and x.is_contiguous()
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and packing.proves_equal(*self.shape, x.numel() // x.shape[-1], x.dtype, torch.get_num_threads())
-        )
+        return bias is None and not torch.is_grad_enabled() and packing.serves(x, self.shape, self.dtype)
 
 
 def take_over(model: torch.nn.Module, turns: Turns) -> None:

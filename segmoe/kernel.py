@@ -43,6 +43,17 @@ def advise(address: int, nbytes: int, advice: int) -> int:
     return result
 
 
+def is_of_file(address: int) -> bool:
+    """Whether a file is mapped at an address: then its clean pages can be dropped, and are read again if need be."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            span, _, _, _, inode, *_ = line.split(maxsplit=5)
+            begin, end = (int(number, 16) for number in span.split("-"))
+            if begin <= address < end:
+                return inode != "0"
+    return False
+
+
 def forget(file: Path, offset: int, nbytes: int) -> None:
     """Have the kernel drop a part of a file from its page cache, but for pages that a process has mapped."""
     with contextlib.suppress(OSError), file.open("rb") as opened:  # it may have been deleted since it was mapped
@@ -58,7 +69,7 @@ def is_any_cached(address: int, nbytes: int) -> bool:
 def in_small_pages(address: int, nbytes: int) -> list[int]:
     """Addresses of the whole huge pages, from `address` on, of which a part is in the page table in smaller pages.
 
-    None where the kernel does not say.
+    An empty list where the kernel does not say.
     """
     found: set[int] = set()
     end, regions = address + nbytes // HUGE * HUGE, (_Region * 64)()

@@ -3,10 +3,9 @@
 Linux maps what a file system caches in large folios in 2 MiB at a time. Measured by tests/benchmarks/mapping.py for
 experts of Qwen3-30B's width (9.4 MB, 2 cores): bringing one in that is cached and giving it back takes 0.06 ms, a copy
 2 to 2.7. From the disk 6.3 to 13 ms, where a buffered read took 10 to 19: just the 2 MiB that it touches are read, 1.1
-to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 1.03 to 1.04 of stock eager's rate where
-copies decode at 0.72. And it is in memory once: a copy leaves the page cache's behind. In folios of 4 KiB, as a file
-lies there that was just written, a cached expert takes 0.9 to 1.2 ms, and decoding takes 1.25 times as long: what comes
-back often enough is read again.
+to 1.2 times its bytes. With a quarter of the experts in memory that decodes at 1.02 to 1.04 of stock eager's rate where
+copies decode at 0.66 to 0.72. And it is in memory once: a copy leaves the page cache's behind. In folios of 4 KiB, as a
+file lies there that was just written, a cached expert takes 0.9 to 1.2 ms: what comes back often enough is read again.
 
 A mapped expert is in memory as long as the kernel has room; where it has none beside the budget, what is not cached is
 read past the page cache instead (direct.py). What a copy does not know: whoever truncates the file under
@@ -42,7 +41,7 @@ MIN_BYTES = 1 << 20
 
 RENEW_AFTER = 8
 """Times that an expert is brought in before it is made sure that it lies in huge pages. Small ones cost 0.9 to 1.2 ms
-each time, and to read it again 6 to 7.5, so that by then it pays if it paid for as long as that again."""
+each time, and to read it again 6 to 7.5: so many more times and that is won back."""
 
 _PROVED_DTYPES = (torch.bfloat16, torch.float16)
 _PROVED_ROWS = (1, 2, 3, 5, 8, 16, 33, 128)
@@ -108,8 +107,8 @@ def bring_in(tensor: torch.Tensor) -> None:
 
 
 def let_go(tensor: torch.Tensor) -> None:
-    """Take a tensor that nobody looks at any more out of the process, but for pages that it shares."""
-    if kernel.can_map():
+    """Take the pages of a mapped file that a tensor fills out of the process; whoever looks at it brings them back."""
+    if kernel.can_map() and kernel.is_of_file(tensor.data_ptr()):
         begin, end = -(-tensor.data_ptr() // mmap.PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE
         advise(begin * mmap.PAGESIZE, max(0, end - begin) * mmap.PAGESIZE, kernel.DONTNEED)
 

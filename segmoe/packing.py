@@ -7,7 +7,7 @@ AVX512-BF16). The product sums in the same order, which is proved and not assume
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -67,6 +67,18 @@ def rounding_only(n: int, k: int, rows: int, dtype: torch.dtype) -> tuple[torch.
     return x, w.repeat(-(-n // different), 1)[:n]
 
 
+def serves(x: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether x [..., k] times a packed weight of this shape [n, k] is what it is times the plain one."""
+    n, k = shape
+    return (
+        x.dtype == dtype
+        and x.shape[-1:] == (k,)
+        and x.is_contiguous()
+        and not torch.is_autocast_enabled("cpu")
+        and proves_equal(n, k, x.numel() // k, dtype, torch.get_num_threads())
+    )
+
+
 class PackedWeight:
     """Stands where a weight [n, k] was, and answers `F.linear`; for anything else it becomes the plain weight again.
 
@@ -106,14 +118,7 @@ class PackedWeight:
         return getattr(self.plain(), name)
 
     def _serves(self, x: torch.Tensor) -> bool:
-        return (
-            self._packed is not None
-            and x.dim() == 2
-            and x.dtype == self._dtype
-            and x.is_contiguous()
-            and not torch.is_autocast_enabled("cpu")
-            and proves_equal(*self._shape, len(x), self._dtype, torch.get_num_threads())
-        )
+        return self._packed is not None and x.dim() == 2 and serves(x, self._shape, self._dtype)
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:

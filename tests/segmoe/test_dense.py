@@ -80,7 +80,7 @@ def test_it_is_a_parameter_of_the_same_kind(plain) -> None:
     assert weight.is_packed
 
 
-USES = {
+OTHERWISE = {
     "state": lambda weight: weight.detach(),
     "data": lambda weight: weight.data,
     "row": lambda weight: weight[3],
@@ -93,13 +93,15 @@ USES = {
 
 
 @pytest.mark.parametrize("uses", [0, dense.USES], ids=["before", "packed"])
-@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("use", OTHERWISE.values(), ids=OTHERWISE)
 def test_any_other_use_is_as_of_the_plain_one_and_packs_it_no_more(plain, use, uses: int) -> None:
     weight = taken(plain, uses)
     assert weight.is_packed == bool(uses)
     with torch.no_grad():
         assert torch.equal(use(weight), use(plain))
-        if use not in (USES["with bias"], USES["strided"]) or uses:  # a product that is not packed shows it to nobody
+        if (
+            use not in (OTHERWISE["with bias"], OTHERWISE["strided"]) or uses
+        ):  # a product that is not packed shows it to nobody
             for _ in range(dense.USES + 1):
                 F.linear(inputs(1), weight, None)
             assert not weight.is_packed
@@ -112,7 +114,6 @@ def test_what_is_written_to_it_is_multiplied(plain, uses: int) -> None:
     alias = weight.data
     with torch.no_grad():
         for _ in range(uses):
-            weight._turns = weight._turns and weight._turns.begin()
             F.linear(inputs(1), weight, None)
         alias[0] += 1
         changed = plain.data.clone()
@@ -121,6 +122,21 @@ def test_what_is_written_to_it_is_multiplied(plain, uses: int) -> None:
         late = taken(plain, uses)
         late.mul_(2)
         assert torch.equal(F.linear(inputs(2), late, None), F.linear(inputs(2), plain * 2, None))
+
+
+def test_memory_that_is_no_files_is_left_to_whoever_still_holds_it(plain) -> None:
+    """As autograd does, from a product before the weight was packed."""
+    weight, x = taken(plain), inputs(2).requires_grad_()
+    product = F.linear(x, weight, None)
+    with torch.no_grad():
+        for _ in range(dense.USES):
+            weight._turns.begin()
+            F.linear(inputs(1), weight, None)
+    assert weight.is_packed
+    product.float().sum().backward()
+    found, x.grad = x.grad, None
+    F.linear(x, plain, None).float().sum().backward()
+    assert torch.equal(found, x.grad)
 
 
 def test_gradients_flow_as_through_the_plain_one(plain) -> None:
