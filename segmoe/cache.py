@@ -104,7 +104,7 @@ class ExpertCache:
         self._then: Sequence[ExpertKey] = ()  # likely to be expected next
         self._ahead: dict[ExpertKey, Slot] = {}  # decided, and not computed yet; the one in use included
         self._early = Early(self._slots, segments, early if self._slots.threads else 0, self._waste)
-        self._slots.kept = 1 + self._early.most
+        self._slots.kept = lambda: 1 + self._early.most - self._early.buffers
         self._current: ExpertKey | None = None
         self._waited_ns = 0  # by the layer under way
         self._waited_lately_ns = 0.0
@@ -208,6 +208,7 @@ class ExpertCache:
         assert not set(self._ahead) & set(self._coming)
         assert not any(key in self._early for key in self._resident)
         assert len(self._early) <= self._early.most
+        assert self._early.buffers + len(self._slots.spare) <= self._early.most + 1
         assert self.counters.prefetched <= self.counters.loads
         being_read = sum(slot.loading is not None for slot in self._resident.values())
         assert self.counters.loads == self.counters.misses - being_read

@@ -36,6 +36,11 @@ class Early:
         """Whether there is any such expert."""
         return bool(self._wanted or self._unwanted)
 
+    @property
+    def buffers(self) -> int:
+        """How many of them have memory of their own; mapped ones are the kernel's."""
+        return sum(slot.buffer is not None for slot in (*self._wanted.values(), *self._unwanted))
+
     def __contains__(self, key: ExpertKey) -> bool:
         return key in self._wanted
 

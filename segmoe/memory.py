@@ -1,7 +1,9 @@
-"""How much memory this process may have, and how much of it experts may take. What it is used for is slots.py."""
+"""How much memory this process may have, how much of it experts may take, and giving it back. Whose it is: slots.py."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -28,6 +30,12 @@ def memory_bytes() -> int:
 def most_early(budget_bytes: int, other_bytes: int, expert_bytes: int) -> int:
     """Experts that threads may hold beside a budget: one at least, which is read while the one before is computed."""
     return max(1, int((budget_bytes + other_bytes) * EARLY_SHARE / expert_bytes))
+
+
+def give_back_freed() -> None:
+    """Give what was freed between things that are still held back to the system, where the C library can (glibc)."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # CDLL(None) is a TypeError on Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _caps() -> list[int]:

@@ -47,7 +47,7 @@ class Contender:
             env=os.environ | {"PYTHONPATH": str(ROOT)} | quiet | number,
         )
         cap.put(self._process.pid)
-        self.peak_bytes = self.mapped_bytes = 0
+        self.peak_bytes = self.mapped_bytes = self.both_bytes = self.before_bytes = 0
         self.open_s = 0.0
 
     def __enter__(self) -> Contender:
@@ -66,7 +66,8 @@ class Contender:
 
     def open(self, path: Path, **settings: Any) -> None:
         """Load a checkpoint; `settings` are those of worker.open_model."""
-        self.open_s = self._ask(True, do="open", path=str(path), **settings)["seconds"]
+        opened = self._ask(True, do="open", path=str(path), **settings)
+        self.open_s, self.before_bytes = opened["seconds"], opened["before"]
 
     def implement(self, name: str) -> None:
         """Have a stock model compute its experts in another of the library's ways."""
@@ -75,6 +76,10 @@ class Contender:
     def run(self, passes: int, tokens: int, seed: int, watch: bool = False, **how: Any) -> Passes:
         """Passes of given random ids with a KV cache; `how` as in worker.py. To `watch` memory costs a little time."""
         return Passes(**self._ask(watch, do="run", passes=passes, tokens=tokens, seed=seed, **how))
+
+    def beside(self, weights_bytes: int) -> int:
+        """What its memory was at most, but for so many bytes of weights and what it was before it loaded them."""
+        return self.both_bytes - self.before_bytes - weights_bytes
 
     def bookkeep(self, passes: int, seed: int) -> list[float]:
         """The share of each decode step that segmoe's cache and its events take."""
@@ -93,6 +98,7 @@ class Contender:
                     line = process.stdout.readline()
                 self.peak_bytes = max(self.peak_bytes, peak.nbytes)
                 self.mapped_bytes = max(self.mapped_bytes, peak.mapped_bytes)
+                self.both_bytes = max(self.both_bytes, peak.both_bytes)
             else:
                 line = process.stdout.readline()
         except BrokenPipeError:

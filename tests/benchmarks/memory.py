@@ -32,6 +32,7 @@ class Peak:
     def __init__(self, pid: int, every_s: float = 0.005) -> None:
         self.nbytes = 0  # anonymous
         self.mapped_bytes = 0
+        self.both_bytes = 0  # of one moment
         self._status = Path(f"/proc/{pid}/status")
         self._every_s = every_s
         self._done = threading.Event()
@@ -51,6 +52,7 @@ class Peak:
                 anonymous, mapped = resident(self._status)
                 self.nbytes = max(self.nbytes, anonymous)
                 self.mapped_bytes = max(self.mapped_bytes, mapped)
+                self.both_bytes = max(self.both_bytes, anonymous + mapped)
 
 
 def resident(status: Path) -> tuple[int, int]:

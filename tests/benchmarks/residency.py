@@ -35,7 +35,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from segmoe.survey import survey
+from segmoe.survey import Survey, survey
 from segmoe.units import format_bytes, parse_bytes
 from tests.benchmarks import wide
 from tests.benchmarks.cold import cold, just_enough
@@ -49,6 +49,10 @@ OTHERWISE = "25%"  # the budget at which copied experts are measured beside mapp
 
 def _costs(contender: Contender) -> tuple[str, str, str]:
     return f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes), format_bytes(contender.mapped_bytes)
+
+
+def _beside(found: Survey, contender: Contender, experts: int) -> str:
+    return format_bytes(contender.beside(found.non_expert_bytes + experts * found.components[0].expert_bytes))
 
 
 def warm(bench: Bench) -> None:
@@ -65,7 +69,7 @@ def warm(bench: Bench) -> None:
         for name, way in ways.items():
             contender = stack.enter_context(Contender(bench.threads))
             contender.open(bench.path, kind="segmoe", **way)
-            contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens)
+            contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens, watch=True)
             turns.append((Row(f"segmoe, {name}"), contender))
         stock = stack.enter_context(Contender(bench.threads))
         stock.open(bench.path, kind="stock")
@@ -80,10 +84,12 @@ def warm(bench: Bench) -> None:
         base = turns[0][0]
         counts = {task: len(base.rates[task]) for task in bench.tasks}
         columns = (cell for task, count in counts.items() for cell in (f"{task} ({count} rounds)", "ratio"))
-        table = Table("contender", "opened", *MEMORY, *columns)
+        table = Table("contender", "opened", *MEMORY, "beside", *columns)
+        held = {f"segmoe, {name}": way["experts"] for name, way in ways.items()}
         for row, contender in turns:
             rates = (cell for task in bench.tasks for cell in row.cells(task, base))
-            table.add_row(row.name, *_costs(contender), *rates)
+            beside = _beside(found, contender, held[row.name]) if row.name in held else ""
+            table.add_row(row.name, *_costs(contender), beside, *rates)
     bench.console.print(
         f"[bold]Warm[/bold]: tokens a second and ratio to stock eager; {total} experts of "
         f"{format_bytes(found.components[0].expert_bytes)}, other weights {format_bytes(found.non_expert_bytes)}",

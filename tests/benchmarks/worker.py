@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.benchmarks.memory import drop_cached
+from tests.benchmarks.memory import drop_cached, resident
 
 
 def open_model(path: str, *, kind: str, offload: str = "", memory: int | None = None, **settings: Any) -> Any:
@@ -56,7 +56,7 @@ class Worker:
     """The model and how to run it."""
 
     def open(self, path: str, **settings: Any) -> dict[str, Any]:
-        """Load; answer the time it took, imports left out."""
+        """Load; answer the time it took and the memory before it, imports left out and in."""
         import accelerate  # noqa: F401
         import torch
         from transformers import Qwen3MoeForCausalLM  # noqa: F401 - what wide.py writes
@@ -65,9 +65,11 @@ class Worker:
 
         self.torch = torch
         self.files = sorted(Path(path).glob("*.safetensors"))
+        before = sum(resident(Path("/proc/self/status")))
         began = time.perf_counter()
         self.model = open_model(path, **settings)
-        return {"seconds": time.perf_counter() - began, "threads": torch.get_num_threads()}
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "threads": torch.get_num_threads(), "before": before}
 
     def implement(self, name: str) -> dict[str, Any]:
         """Have a stock model compute its experts in another of the library's ways."""

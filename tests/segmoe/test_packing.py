@@ -1,6 +1,7 @@
 """A packed weight gives stock's bits or becomes the plain weight again."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from segmoe import packing
 from segmoe.packing import PackedWeight, may_pack, proves_equal
 from segmoe.slots import PACK_AFTER_USES, Slots
+from tests.benchmarks.memory import resident
+from tests.segmoe.large import SIZE, write
 
 SHAPES = ((1536, 2048), (2048, 768), (96, 128), (128, 48), (100, 60))
 CAN_PACK = proves_equal(1536, 2048, 1, torch.bfloat16, 1)
@@ -122,3 +125,22 @@ def test_nobody_is_packed_beside_a_read(large, monkeypatch: pytest.MonkeyPatch) 
     slots.finish(other)
     assert isinstance(slots.use(slot)["w"], PackedWeight)
     slots.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not say what a process holds")
+def test_the_memory_of_packed_experts_that_leave_is_given_back(tmp_path: Path) -> None:
+    slots = Slots(mapped=False)
+    started = [slots.start(segment) for segment in write(tmp_path / "experts", 64).values()]
+    torch.ones(30 << 20, dtype=torch.uint8)  # once freed, glibc takes what is smaller from its heap
+    for slot in started:
+        slots.finish(slot)
+        for _ in range(PACK_AFTER_USES):
+            tensors = slots.use(slot)
+    if not isinstance(tensors["w"], PackedWeight):
+        pytest.skip("this processor's packed products are others")
+    del tensors
+    before, _ = resident(Path("/proc/self/status"))
+    for slot in started[::2]:  # each between two that stay
+        slots.release(slot)
+    after, _ = resident(Path("/proc/self/status"))
+    assert before - after > 0.9 * 32 * SIZE
