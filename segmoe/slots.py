@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from segmoe.direct import Direct, huge_pages
+from segmoe.direct import Direct, Plan, huge_pages
 from segmoe.errors import ConfigError
 from segmoe.events import ExpertKey
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
@@ -20,6 +20,7 @@ from segmoe.memory import give_back_freed
 from segmoe.packing import PackedWeight, may_pack
 from segmoe.reader import Reader
 from segmoe.staging import Staging
+from segmoe.together import together
 
 PACK_AFTER_USES = 10
 """Packing an expert of Qwen3-30B's width costs what 9 to 11 uses then gain (one row or 16, one thread or two), so it is
@@ -121,7 +122,7 @@ class Slots:
             except BaseException as error:
                 slot.loading.set_exception(error)
         else:
-            slot.loading = self._executor.submit(self._fill, slot, behind)
+            slot.loading = self._hand_over(self._executor, slot, behind)
             self._reading = [*self._still_reading(), slot.loading]
         return slot
 
@@ -196,21 +197,35 @@ class Slots:
             drop(slot.mapped)
             slot.mapped = None
 
+    def _hand_over(self, executor: ThreadPoolExecutor, slot: Slot, behind: Any) -> Future[int]:
+        """Have threads fill a slot: one of them, or all side by side what is read past the page cache."""
+        if not slot.is_direct or self.threads == 1:
+            return executor.submit(self._fill, slot, behind)
+        plan = self._plan(slot, self.threads)
+        return together(executor, plan.reads, lambda: setattr(slot, "tensors", plan.tensors))
+
+    def _plan(self, slot: Slot, pieces: int) -> Plan:
+        assert self._direct is not None and slot.buffer is not None
+        with torch.inference_mode(False), torch.no_grad():
+            return self._direct.plan(slot.segment, slot.buffer, pieces)
+
     def _fill(self, slot: Slot, behind: Any) -> int:
         began_ns = time.perf_counter_ns()
         if slot.buffer is None:
             assert self._mappings is not None
             slot.mapped = self._mappings.bring(slot.segment)
             slot.tensors = slot.mapped.tensors
+        elif slot.is_direct:
+            plan = self._plan(slot, pieces=1)
+            for read in plan.reads:
+                read()
+            slot.tensors = plan.tensors
         else:
             with torch.inference_mode(False), torch.no_grad():
                 slot.tensors = self._fill_buffer(slot, slot.buffer, behind)
         return time.perf_counter_ns() - began_ns
 
     def _fill_buffer(self, slot: Slot, buffer: torch.Tensor, behind: Any) -> dict[str, torch.Tensor]:
-        if slot.is_direct:
-            assert self._direct is not None
-            return self._direct.read(slot.segment, buffer)
         if self._staging is None:
             _read(slot.segment, buffer, self._reader)
         else:

@@ -18,6 +18,7 @@ from segmoe.cache import ExpertCache
 from segmoe.direct import Direct, is_due
 from segmoe.embedded import MODEL
 from segmoe.errors import CheckpointError, ConfigError
+from segmoe.events import ExpertKey
 from segmoe.mapping import Mappings
 from segmoe.memory import most_early
 from segmoe.policies import make_policy
@@ -32,6 +33,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux maps
 def can_be_read(large) -> None:
     if not all(map(Direct().may_read, large.values())):
         pytest.skip("this file system cannot read past the page cache")
+
+
+@pytest.fixture(autouse=True)
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads read each expert, although it is small."""
+    monkeypatch.setattr(direct, "PIECE_BYTES", SIZE // 4)
 
 
 @pytest.fixture
@@ -84,6 +91,40 @@ def test_it_lies_as_in_the_file(large, uncached) -> None:
         slots.finish(slot)
         (part,) = segment.parameters
         assert slot.tensors["w"].data_ptr() % 4096 == part.pieces[0].offset % 4096
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4, 9])
+def test_pieces_are_of_like_size_and_make_the_whole(large, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    direct, preadv, asked = Direct(), os.preadv, []
+    segment = large[ExpertKey("model", 0, 5)]
+    monkeypatch.setattr(os, "preadv", lambda file, into, at: asked.append((at, len(into[0]))) or preadv(file, into, at))
+    assert direct.may_read(segment)
+    asked.clear()
+    buffer = slots.huge_pages(direct.room(segment))
+    plan = direct.plan(segment, buffer, pieces)
+    for read in reversed(plan.reads):
+        read()
+    assert len(asked) == min(pieces, 4), "a quarter is the least"
+    assert (plan.tensors["w"] == 5).all()
+    begin, end = min(asked)[0], sum(max(asked))
+    assert sum(nbytes for _, nbytes in asked) == end - begin
+    assert all(at % 4096 == 0 for at, _ in asked)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_file_that_ends_within_an_expert_fails_all_of_it(large, uncached, tmp_path: Path, threads: int) -> None:
+    file = tmp_path / "short"
+    segments = moved(large, file)
+    *_, before, last = segments
+    slots = Slots(threads=threads, direct=True)
+    os.truncate(file, file.stat().st_size - SIZE // 2)
+    failed, read = slots.start(segments[last]), slots.start(segments[before])
+    with pytest.raises(CheckpointError, match=f"short ended {SIZE // 2:,} bytes early; was it replaced"):
+        slots.finish(failed)
+    assert failed.tensors == {}
+    slots.finish(read)
+    assert (read.tensors["w"] == before.expert).all()
+    slots.close()
 
 
 @pytest.mark.parametrize(("threads", "early"), [(0, 0), (2, 1), (2, 4)])
@@ -161,7 +202,7 @@ def test_it_is_due_where_memory_holds_the_budget_and_little_more(monkeypatch: py
     assert not due(count * size - 1, count * size), "all are wanted"
 
 
-def test_one_thread_reads_past_the_page_cache_where_budget_and_what_is_read_early_fit(
+def test_threads_read_past_the_page_cache_where_budget_and_what_is_read_early_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest = segmoe.load(MODEL).segmoe.manifest
@@ -171,7 +212,7 @@ def test_one_thread_reads_past_the_page_cache_where_budget_and_what_is_read_earl
     monkeypatch.setattr(runtime, "WORTH_A_THREAD_BYTES", size)
     held = {"asked": 8 + early, "none": 8}
     for experts, budget in ((8, None), (None, 8 * size)):
-        for threads, name, wanted in ((None, "asked", 1), (3, "asked", 3), (0, "none", 0)):
+        for threads, name, wanted in ((None, "asked", direct.THREADS), (3, "asked", 3), (0, "none", 0)):
             least = direct.OTHERS_BYTES + manifest.other_bytes + held[name] * size
             for memory_bytes, is_direct in ((least, True), (least - 1, False)):
                 monkeypatch.setattr(direct, "memory_bytes", lambda most=memory_bytes: most)
