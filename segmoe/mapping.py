@@ -123,6 +123,7 @@ class Mappings:
     def __init__(self, *, renews: bool = True) -> None:
         self.renews = renews
         self._mine = threading.local()
+        self._asked: dict[Path, torch.Tensor] = {}  # files that nobody reads here
         self._brought: Counter[ExpertKey] = Counter()
 
     def bring(self, segment: Segment) -> Mapped:
@@ -140,14 +141,17 @@ class Mappings:
         Where that cannot be known, it counts as cached: `bring` then reads it, or says what is wrong.
         """
         try:
-            mapped = self._find(segment)
-        except CheckpointError:
+            for stretch in stretches(segment):
+                refuse_short(stretch)
+                if stretch.file not in self._asked:
+                    self._asked.setdefault(stretch.file, _map(stretch.file))  # two threads may be here at once
+                begin = self._asked[stretch.file].data_ptr() + stretch.begin
+                pages = *range(begin, begin + stretch.nbytes, HUGE), begin + stretch.nbytes - mmap.PAGESIZE
+                if not all(kernel.is_any_cached(page, 1) for page in pages):
+                    return False
+        except (CheckpointError, OSError):
             return True
-        return all(
-            kernel.is_any_cached(page, 1)
-            for stretch, address in mapped.stretches
-            for page in (*range(address, address + stretch.nbytes, HUGE), address + stretch.nbytes - mmap.PAGESIZE)
-        )
+        return True
 
     def _renew(self, mapped: Mapped) -> None:
         """Have an expert that the kernel cached in small pages read again in large ones.
@@ -192,6 +196,7 @@ class Mappings:
     def close(self) -> None:
         """Forget the files; each is unmapped with the last tensor in it."""
         self._mine = threading.local()
+        self._asked.clear()
 
     def _file(self, path: Path) -> torch.Tensor:
         """A whole file as uint8."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from segmoe.direct import Direct, Plan, huge_pages
+from segmoe.direct import Direct, huge_pages
 from segmoe.errors import ConfigError
 from segmoe.events import ExpertKey
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
@@ -36,7 +36,7 @@ class Slot:
 
     segment: Segment
     buffer: torch.Tensor | None = None  # uint8; None if mapped, and once everything in it was packed
-    is_direct: bool = False  # the buffer holds pages of the file
+    is_direct: bool = False  # the buffer is for pages of the file, unless those are found in the page cache
     mapped: Mapped | None = None
     tensors: dict[str, Any] = field(default_factory=dict)  # as they are, never changed: a mapped expert's are kept
     loading: Future[int] | None = None  # resolves to the nanoseconds that reading took
@@ -111,7 +111,7 @@ class Slots:
         slot = Slot(segment)
         if self._mappings is None or not self._may_map(segment):
             slot.buffer = self._free(_size(segment), self._new)
-        elif self._direct and self._direct.may_read(segment) and not self._mappings.is_cached(segment):
+        elif self._direct and self._direct.may_read(segment):
             slot.buffer, slot.is_direct = self._free(self._direct.room(segment), huge_pages), True
         # the device may still be at work on what was in the buffer: the copy must come behind that
         behind = None if self._staging is None else self._staging.mark()
@@ -133,6 +133,9 @@ class Slots:
         read_ns = slot.loading.result()
         waited_ns = time.perf_counter_ns() - began_ns if self.threads else read_ns
         slot.loading = None
+        if slot.is_direct and slot.mapped is not None:  # its buffer was not needed
+            slot.is_direct = False
+            self._spare(slot)
         if self._staging is not None:
             self._staging.wait_for(slot.copied)
         return ReadTimes(read_ns, waited_ns)
@@ -188,42 +191,52 @@ class Slots:
     def _new(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
+    def _spare(self, slot: Slot) -> None:
+        assert slot.buffer is not None
+        self.spare.append(slot.buffer)
+        slot.buffer = None
+        del self.spare[: -self.kept()]
+
     def _give_back(self, slot: Slot) -> None:
         if slot.buffer is not None:
-            self.spare.append(slot.buffer)
-            slot.buffer = None
-            del self.spare[: -self.kept()]
+            self._spare(slot)
         if slot.mapped is not None:
             drop(slot.mapped)
             slot.mapped = None
 
     def _hand_over(self, executor: ThreadPoolExecutor, slot: Slot, behind: Any) -> Future[int]:
-        """Have threads fill a slot: one of them, or all side by side what is read past the page cache."""
-        if not slot.is_direct or self.threads == 1:
-            return executor.submit(self._fill, slot, behind)
-        plan = self._plan(slot, self.threads)
-        return together(executor, plan.reads, lambda: setattr(slot, "tensors", plan.tensors))
-
-    def _plan(self, slot: Slot, pieces: int) -> Plan:
-        assert self._direct is not None and slot.buffer is not None
-        with torch.inference_mode(False), torch.no_grad():
-            return self._direct.plan(slot.segment, slot.buffer, pieces)
+        """Have threads fill a slot: one of them, or all side by side where it may be read past the page cache."""
+        if slot.is_direct and self.threads > 1:
+            return together(executor, partial(self._jobs, slot, self.threads), self.threads)
+        return executor.submit(self._fill, slot, behind)
 
     def _fill(self, slot: Slot, behind: Any) -> int:
         began_ns = time.perf_counter_ns()
-        if slot.buffer is None:
-            assert self._mappings is not None
-            slot.mapped = self._mappings.bring(slot.segment)
-            slot.tensors = slot.mapped.tensors
-        elif slot.is_direct:
-            plan = self._plan(slot, pieces=1)
-            for read in plan.reads:
-                read()
-            slot.tensors = plan.tensors
+        if slot.is_direct:
+            for job in self._jobs(slot, 1):
+                job()
+        elif slot.buffer is None:
+            self._map(slot)
         else:
             with torch.inference_mode(False), torch.no_grad():
                 slot.tensors = self._fill_buffer(slot, slot.buffer, behind)
         return time.perf_counter_ns() - began_ns
+
+    def _jobs(self, slot: Slot, pieces: int) -> Iterator[Callable[[], None]]:
+        """What is to be done to fill a slot past the page cache, or from it where the kernel has the expert there."""
+        assert self._direct is not None and self._mappings is not None and slot.buffer is not None
+        if self._mappings.is_cached(slot.segment):
+            yield partial(self._map, slot)
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            plan = self._direct.plan(slot.segment, slot.buffer, pieces)
+        slot.tensors = plan.tensors
+        yield from plan.reads
+
+    def _map(self, slot: Slot) -> None:
+        assert self._mappings is not None
+        slot.mapped = self._mappings.bring(slot.segment)
+        slot.tensors = slot.mapped.tensors
 
     def _fill_buffer(self, slot: Slot, buffer: torch.Tensor, behind: Any) -> dict[str, torch.Tensor]:
         if self._staging is None:

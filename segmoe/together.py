@@ -4,53 +4,53 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 
 
-def together(executor: Executor, jobs: Sequence[Callable[[], None]], then: Callable[[], None]) -> Future[int]:
-    """Have the jobs done; the future tells the nanoseconds from the first's beginning to the last's end.
+def together(executor: Executor, plan: Callable[[], Iterable[Callable[[], None]]], threads: int) -> Future[int]:
+    """Have so many threads do what there is to do; the future tells the nanoseconds from beginning to end.
 
-    It can be cancelled until one has begun, and is done once none is at work: with what `then`, called behind them, or
-    the first of them raised, behind which no other begins.
+    The first of them makes the `plan`, so that who asks spends no time on it, and then each takes the next job. The
+    future can be cancelled until one has begun, and is done once none is at work: behind the last job, or with the
+    first error, behind which no other job begins.
     """
-    whole = _Whole(len(jobs), then)
-    for job in jobs:
-        executor.submit(whole.do, job)
+    whole = _Whole(plan, threads)
+    for _ in range(threads):
+        executor.submit(whole.work)
     return whole.future
 
 
 class _Whole:
-    def __init__(self, count: int, then: Callable[[], None]) -> None:
+    def __init__(self, plan: Callable[[], Iterable[Callable[[], None]]], threads: int) -> None:
         self.future: Future[int] = Future()
-        self._left, self._then = count, then
+        self._plan, self._threads = plan, threads
+        self._jobs: Iterator[Callable[[], None]] | None = None
         self._began_ns = 0
         self._error: BaseException | None = None
         self._lock = threading.Lock()
 
-    def do(self, job: Callable[[], None]) -> None:
-        if not self._begin():
-            return
+    def work(self) -> None:
         try:
-            if self._error is None:
+            while (job := self._next()) is not None:
                 job()
         except BaseException as error:
             self._error = self._error or error
-        with self._lock:
-            self._left -= 1
-            if self._left:
-                return
-        try:
-            if self._error is not None:
-                raise self._error
-            self._then()
-        except BaseException as error:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(time.perf_counter_ns() - self._began_ns)
+        self._leave()
 
-    def _begin(self) -> bool:
+    def _next(self) -> Callable[[], None] | None:
         with self._lock:
             if not self._began_ns and not self.future.cancelled() and self.future.set_running_or_notify_cancel():
                 self._began_ns = time.perf_counter_ns()
-            return self._began_ns > 0
+                self._jobs = iter(self._plan())
+            return None if self._jobs is None or self._error else next(self._jobs, None)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads or not self._began_ns:
+                return
+        if self._error is not None:
+            self.future.set_exception(self._error)
+        else:
+            self.future.set_result(time.perf_counter_ns() - self._began_ns)

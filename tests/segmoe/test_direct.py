@@ -121,7 +121,6 @@ def test_a_file_that_ends_within_an_expert_fails_all_of_it(large, uncached, tmp_
     failed, read = slots.start(segments[last]), slots.start(segments[before])
     with pytest.raises(CheckpointError, match=f"short ended {SIZE // 2:,} bytes early; was it replaced"):
         slots.finish(failed)
-    assert failed.tensors == {}
     slots.finish(read)
     assert (read.tensors["w"] == before.expert).all()
     slots.close()

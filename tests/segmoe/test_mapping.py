@@ -240,7 +240,8 @@ def test_the_proof_sees_another_order_of_the_same_sums(shape, monkeypatch: pytes
 
     def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if weight.data_ptr() % 64:
-            return plain_linear(x.flip(1), weight.flip(1))
+            order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))  # backwards may be the same
+            return plain_linear(x[:, order], weight[:, order])
         return plain_linear(x, weight)
 
     arguments = (shape, torch.bfloat16, 8, 0, torch.get_num_threads())

@@ -9,22 +9,34 @@ from segmoe.together import together
 
 
 def test_it_is_done_when_the_last_job_is_and_tells_how_long_that_took() -> None:
-    go_on, done = threading.Event(), []
+    go_on, at_once, done = threading.Event(), threading.Event(), []
+    jobs = [lambda: done.append(go_on.wait(60)), at_once.set]
     with ThreadPoolExecutor(2) as executor:
-        jobs = [lambda: done.append("waited" if go_on.wait(60) else "late"), lambda: done.append("at once")]
-        whole = together(executor, jobs, lambda: done.append("then"))
-        while not done:
-            pass
-        assert whole.running() and not whole.cancel()
+        whole = together(executor, lambda: jobs, 2)
+        assert at_once.wait(60) and whole.running() and not whole.cancel()
         go_on.set()
         assert whole.result(60) > 0
-    assert done == ["at once", "waited", "then"]
+    assert done == [True]
+
+
+@pytest.mark.parametrize(("threads", "jobs"), [(1, 5), (2, 5), (3, 1), (4, 0)])
+def test_each_job_is_done_once_however_many_threads_there_are(threads: int, jobs: int) -> None:
+    done, planned = [], []
+
+    def plan():
+        planned.append(threading.current_thread())
+        yield from ((lambda number=number: done.append(number)) for number in range(jobs))
+
+    with ThreadPoolExecutor(threads) as executor:
+        assert together(executor, plan, threads).result(60) >= 0
+    assert sorted(done) == list(range(jobs))
+    assert len(planned) == 1 and planned[0] is not threading.current_thread()
 
 
 def test_jobs_run_side_by_side_with_those_of_another() -> None:
     meet = threading.Barrier(4)
     with ThreadPoolExecutor(4) as executor:
-        both = [together(executor, [meet.wait, meet.wait], lambda: None) for _ in range(2)]
+        both = [together(executor, lambda: [meet.wait, meet.wait], 2) for _ in range(2)]
         assert all(one.result(60) for one in both)
 
 
@@ -32,7 +44,7 @@ def test_before_any_has_begun_it_can_be_cancelled_and_none_begins() -> None:
     go_on, done = threading.Event(), []
     with ThreadPoolExecutor(1) as executor:
         executor.submit(go_on.wait, 60)
-        whole = together(executor, [lambda: done.append(1), lambda: done.append(2)], lambda: done.append(3))
+        whole = together(executor, lambda: done.append("planned"), 3)
         assert whole.cancel() and whole.cancelled()
         go_on.set()
     assert done == []
@@ -48,8 +60,7 @@ def test_an_error_is_told_when_the_others_are_over_and_no_more_begin() -> None:
         raise OSError("the disk")
 
     with ThreadPoolExecutor(2) as executor:
-        jobs = [lambda: done.append(go_on.wait(60)), fail, lambda: done.append("begun")]
-        whole = together(executor, jobs, lambda: done.append("then"))
+        whole = together(executor, lambda: [lambda: done.append(go_on.wait(60)), fail, lambda: done.append("begun")], 2)
         assert failed.wait(60) and not whole.done(), "the first still writes into the memory that is given back"
         go_on.set()
         with pytest.raises(OSError, match="the disk"):
@@ -57,6 +68,6 @@ def test_an_error_is_told_when_the_others_are_over_and_no_more_begin() -> None:
     assert done == [True]
 
 
-def test_what_then_raises_is_told() -> None:
-    with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError):
-        together(executor, [lambda: None], lambda: 1 // 0).result(60)
+def test_a_plan_that_cannot_be_made_is_told() -> None:
+    with ThreadPoolExecutor(2) as executor, pytest.raises(ZeroDivisionError):
+        together(executor, lambda: 1 // 0, 2).result(60)
