@@ -114,12 +114,29 @@ def test_a_contender_that_outgrows_its_cap_is_killed_and_a_broken_one_tells_why(
 
 
 def test_a_read_rate_is_that_of_all_the_bytes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock of which 2 s go by between two looks."""
+    """By a clock of which 2 s go by between two looks: each way takes 2 s a turn."""
     seconds = itertools.count(step=2)
     monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     file = next(small.glob("*.safetensors"))
-    block = 1 << 16
-    assert read_rate([file], block_bytes=block) == file.stat().st_size // block * block / 2
+    block = 1 << 12
+    blocks = file.stat().st_size // block
+    assert blocks > 100
+    assert read_rate([file], block_bytes=block) == blocks * block / (2 * memory.TURNS)
+
+
+def test_a_read_rate_is_that_of_the_way_that_is_fastest_on_average(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, taken = [0.0], {1: [1, 9, 1, 9], 2: [4, 4, 4, 4], 4: [8, 8, 8, 8]}  # one thread is the luckiest, not the best
+    monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def read(places: object, buffers: object, threads: int) -> None:
+        now[0] += taken[threads].pop(0)
+
+    monkeypatch.setattr(memory, "_read_all", read)
+    file = next(small.glob("*.safetensors"))
+    assert read_rate([file], block_bytes=1 << 12) == file.stat().st_size // (1 << 12) * (1 << 12) / 16
+    assert not any(taken.values())
 
 
 def test_the_ways_of_bringing_an_expert_are_told_apart(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
