@@ -10,9 +10,9 @@ prompt, and none where the state tells nothing.
 
 Tried and left out: asking the layers behind the next one too. Two layers ahead the first three guesses are right in
 .88, .76 and .66 (12 layers of Qwen3-30B's width) or .91, .75 and .57 (the embedded model's last layer), three ahead in
-.73, .65 and .57 or .86, .66 and .48. With a quarter of 12 layers in memory and 20 places, .47 to .49 of what was missed was
-prefetched instead of .46, .20 to .27 was wasted instead of .15, and a missed expert took as long: what can be told for
-sure is read in time by the guess of the next layer alone, and what is waited for are each token's last picks.
+.73, .65 and .57 or .86, .66 and .48. With a quarter of 12 layers in memory and 20 places, .47 to .49 of what was missed
+was prefetched instead of .46, .20 to .27 was wasted instead of .15, and a missed expert took as long: what can be told
+for sure is read in time by the guess of the next layer alone; what is waited for are each token's last picks.
 """
 
 from __future__ import annotations
