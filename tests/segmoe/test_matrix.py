@@ -75,11 +75,12 @@ def test_every_budget_gives_the_stock_models_bits(
     total = len(segmoe.load(tmp_path).segmoe.manifest.experts)
     assert total in (LAYERS * EXPERTS, (LAYERS - 1) * EXPERTS)
     brought, guessed = [], []
-    bring, read = mapping.Mappings.bring, direct.Direct.read
+    bring, plan = mapping.Mappings.bring, direct.Direct.plan
     monkeypatch.setattr(mapping, "MIN_BYTES", 1)
     monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args: False)
     monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
-    monkeypatch.setattr(direct.Direct, "read", lambda *args: brought.append("direct") or read(*args))
+    monkeypatch.setattr(direct.Direct, "plan", lambda *args: brought.append("direct") or plan(*args))
+    monkeypatch.setattr(direct, "PIECE_BYTES", 1)
     monkeypatch.setattr(dense, "USES", 1)
     monkeypatch.setattr(dense, "MIN_BYTES", 1)
     monkeypatch.setattr(packing, "MIN_BYTES", 1)
