@@ -37,7 +37,7 @@ measured: at 1.0 reading past it won, at 6.4 it lost."""
 
 THREADS = 4
 """Each reads a quarter of one expert, then of the next, so that the disk always has work before it: a missed expert
-took .89 to .96 of the time that it takes one thread (decoding, 16 experts to a quarter of 3 and of 12 layers in
+took .89 to .97 of the time that it takes one thread (decoding, 16 experts to a quarter of 3 and of 12 layers in
 memory). Two threads with an expert each took 1.07 to 1.08: they share the disk, so that each expert comes later."""
 
 PIECE_BYTES = 1 << 20

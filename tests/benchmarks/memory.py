@@ -86,7 +86,7 @@ def read_rate(
     into the processor's caches, faster than memory is.
     """
     ways = (1, 2, 4)
-    places = _places(files, block_bytes)[: max(len(ways), limit_bytes // block_bytes)]
+    places = _places(files, block_bytes)[: max(1, limit_bytes // block_bytes)]
     buffers = _buffers(max(4, kept), block_bytes)
     size = -(-len(places) // TURNS)
     seconds = dict.fromkeys(ways, 0.0)

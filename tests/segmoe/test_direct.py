@@ -79,6 +79,7 @@ def test_what_the_kernel_has_cached_is_not_read_again(large, tmp_path: Path) -> 
         slot = slots.start(segment)
         slots.finish(slot)
         assert slot.is_direct == (segment is second)
+        assert (slot.buffer is None) == (segment is first), "what is mapped takes no memory of its own"
         assert (slot.tensors["w"] == segment.key.expert).all()
         slots.release(slot)
     assert not mappings.is_cached(second), "reading it left nothing behind"

@@ -34,7 +34,7 @@ def test_each_job_is_done_once_however_many_threads_there_are(threads: int, jobs
 
 
 def test_jobs_run_side_by_side_with_those_of_another() -> None:
-    meet = threading.Barrier(4)
+    meet = threading.Barrier(4, timeout=60)
     with ThreadPoolExecutor(4) as executor:
         both = [together(executor, lambda: [meet.wait, meet.wait], 2) for _ in range(2)]
         assert all(one.result(60) for one in both)
