@@ -19,6 +19,7 @@ RANDOM, DONTNEED, HUGEPAGE, POPULATE_READ = 1, 4, 14, 22  # advice, of Linux's <
 FIRST_LINUX = (5, 18)
 """Earlier ones read a mapping that is marked as random page by page."""
 
+_CACHESTAT = 451  # of Linux's <unistd.h>
 _PAGEMAP_SCAN = 0xC0606610  # of Linux's <fs.h>, since 6.7
 _IS_PRESENT, _IS_HUGE = 1 << 3, 1 << 6
 
@@ -60,10 +61,14 @@ def forget(file: Path, offset: int, nbytes: int) -> None:
         os.posix_fadvise(opened.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def is_any_cached(address: int, nbytes: int) -> bool:
-    """Whether the kernel has any of these pages of mapped files in memory; True where it does not say."""
-    told = (ctypes.c_uint8 * -(-nbytes // mmap.PAGESIZE))()
-    return bool(_libc().mincore(address, nbytes, told)) or any(byte & 1 for byte in told)
+def cached_pages(descriptor: int, offset: int, nbytes: int) -> int | None:
+    """How many pages of a part of an open file the kernel has in memory; None where it does not say.
+
+    Linux says so since 6.5, and lately only to who owns the file or may write to it. `mincore` tells anybody else that
+    all pages are in memory, and takes 15 to 25 microseconds for one of each 2 MiB of an expert, where this takes 3.
+    """
+    part, told = (ctypes.c_uint64 * 2)(offset, nbytes), (ctypes.c_uint64 * 5)()
+    return None if _libc().syscall(_CACHESTAT, descriptor, part, told, 0) else told[0]
 
 
 def in_small_pages(address: int, nbytes: int) -> list[int]:
@@ -103,5 +108,6 @@ def can_map() -> bool:
 def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)  # which lets other threads run meanwhile; mmap.madvise does not
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint8))
+    libc.syscall.argtypes = (ctypes.c_long, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
+    libc.syscall.restype = ctypes.c_long
     return libc

@@ -14,13 +14,14 @@ a running process ends it by SIGBUS, and whoever rewrites it in place changes th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ from segmoe.events import ExpertKey
 from segmoe.kernel import HUGE, advise
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
 from segmoe.packing import rounding_only
-from segmoe.reader import runs
+from segmoe.reader import OpenFiles, runs
 
 MIN_BYTES = 1 << 20
 """Smaller experts share their pages with too many neighbours, and a copy costs as little as two calls of the kernel."""
@@ -42,6 +43,10 @@ MIN_BYTES = 1 << 20
 RENEW_AFTER = 8
 """Times that an expert is brought in before it is made sure that it lies in huge pages. Small ones cost 0.9 to 1.2 ms
 each time, and to read it again 6 to 7.5: so many more times and that is won back."""
+
+GIVE_UP_AFTER = 3
+"""Experts in a row that are read again in vain before no other is. One proves nothing: another thread may have been at
+its pages meanwhile."""
 
 _PROVED_DTYPES = (torch.bfloat16, torch.float16)
 _PROVED_ROWS = (1, 2, 3, 5, 8, 16, 33, 128)
@@ -123,8 +128,10 @@ class Mappings:
     def __init__(self, *, renews: bool = True) -> None:
         self.renews = renews
         self._mine = threading.local()
-        self._asked: dict[Path, torch.Tensor] = {}  # files that nobody reads here
+        self._opened = OpenFiles(partial(os.open, flags=os.O_RDONLY | os.O_CLOEXEC))  # to ask of them, not to read
+        self._lying: dict[ExpertKey, tuple[Stretch, ...]] = {}
         self._brought: Counter[ExpertKey] = Counter()
+        self._in_vain = 0
 
     def bring(self, segment: Segment) -> Mapped:
         """Have an expert's pages in memory and in the process's page table; raise CheckpointError if that fails."""
@@ -136,28 +143,26 @@ class Mappings:
         return mapped
 
     def is_cached(self, segment: Segment) -> bool:
-        """Whether the kernel has an expert in its page cache, by a page of each 2 MiB.
-
-        Where that cannot be known, it counts as cached: `bring` then reads it, or says what is wrong.
-        """
-        try:
-            for stretch in stretches(segment):
-                refuse_short(stretch)
-                if stretch.file not in self._asked:
-                    self._asked.setdefault(stretch.file, _map(stretch.file))  # two threads may be here at once
-                begin = self._asked[stretch.file].data_ptr() + stretch.begin
-                pages = *range(begin, begin + stretch.nbytes, HUGE), begin + stretch.nbytes - mmap.PAGESIZE
-                if not all(kernel.is_any_cached(page, 1) for page in pages):
-                    return False
-        except (CheckpointError, OSError):
-            return True
+        """Whether the kernel has all of an expert in its page cache; False where it does not say."""
+        for stretch in self._stretches(segment):
+            if self._cached_pages(stretch.file, stretch.begin, stretch.nbytes) != stretch.nbytes // mmap.PAGESIZE:
+                return False
         return True
+
+    def _cached_pages(self, file: Path, offset: int, nbytes: int) -> int | None:
+        with contextlib.suppress(OSError):  # it may have been deleted since it was mapped
+            return kernel.cached_pages(self._opened[file], offset, nbytes)
+        return None
+
+    def _stretches(self, segment: Segment) -> tuple[Stretch, ...]:
+        if segment.key not in self._lying:
+            self._lying[segment.key] = tuple(stretches(segment))
+        return self._lying[segment.key]
 
     def _renew(self, mapped: Mapped) -> None:
         """Have an expert that the kernel cached in small pages read again in large ones.
 
         In small pages lies what was written lately or read in another way. What another process has mapped stays so.
-        If it comes in small pages again, no other is tried.
         """
         read_again = []
         for (stretch, _), (begin, nbytes) in zip(mapped.stretches, mapped.around, strict=True):
@@ -165,11 +170,13 @@ class Mappings:
             for page in kernel.in_small_pages(begin, nbytes) if begin % HUGE == 0 else ():
                 advise(page, HUGE, kernel.DONTNEED)
                 kernel.forget(stretch.file, page - file, HUGE)
-                if not kernel.is_any_cached(page, HUGE):
+                if not self._cached_pages(stretch.file, page - file, HUGE):
                     read_again.append(page)
         _populate(mapped)
-        if any(kernel.in_small_pages(page, HUGE) for page in read_again):
-            self.renews = False
+        if read_again:
+            is_in_vain = any(kernel.in_small_pages(page, HUGE) for page in read_again)
+            self._in_vain = self._in_vain + 1 if is_in_vain else 0
+            self.renews = self._in_vain < GIVE_UP_AFTER
 
     def _find(self, segment: Segment) -> Mapped:
         """Where an expert lies in the calling thread's mappings; in memory or not."""
@@ -184,7 +191,7 @@ class Mappings:
     def _locate(self, segment: Segment) -> Mapped:
         tensors: dict[str, torch.Tensor] = {}
         places, around = [], []
-        for stretch in stretches(segment):
+        for stretch in self._stretches(segment):
             refuse_short(stretch)
             file = self._file(stretch.file)
             pages = file[stretch.begin :]
@@ -196,7 +203,7 @@ class Mappings:
     def close(self) -> None:
         """Forget the files; each is unmapped with the last tensor in it."""
         self._mine = threading.local()
-        self._asked.clear()
+        self._opened.close()
 
     def _file(self, path: Path) -> torch.Tensor:
         """A whole file as uint8."""

@@ -145,20 +145,64 @@ def test_what_somebody_else_has_mapped_in_small_pages_stays(small) -> None:
     slots.close()
 
 
-def test_where_the_kernel_has_no_huge_pages_nothing_is_read_again_twice(small, monkeypatch) -> None:
-    forgotten = []
-    forget = kernel.forget
+def test_where_the_kernel_has_no_huge_pages_few_are_read_again_and_none_twice(small, monkeypatch) -> None:
+    renewed = []
+    renew = mapping.Mappings._renew
 
     def never_huge(address: int, nbytes: int) -> list[int]:
         return list(range(address, address + nbytes // kernel.HUGE * kernel.HUGE, kernel.HUGE))
 
     monkeypatch.setattr(kernel, "in_small_pages", never_huge)
-    monkeypatch.setattr(kernel, "forget", lambda *part: (forgotten.append(part), forget(*part)))
+    monkeypatch.setattr(mapping.Mappings, "_renew", lambda *which: (renewed.append(which[1]), renew(*which)))
     slots = Slots()
     for _ in range(3 * mapping.RENEW_AFTER):
         brought(slots, small)
-    assert forgotten and len(forgotten) == len(set(forgotten))
+    assert len(renewed) == len(set(map(id, renewed))) == mapping.GIVE_UP_AFTER
     slots.close()
+
+
+def test_what_is_cached_is_brought_by_who_asks_and_only_the_rest_by_a_thread(segments, tmp_path: Path) -> None:
+    found = moved(segments, tmp_path / "some")
+    cached(file_of(found), page_by_page=False)
+    slots = Slots(threads=1)
+    first, *others = found.values()
+    assert slots._mappings is not None
+    if slots._mappings.is_cached(first):
+        pytest.skip("this file system is nothing but cache")
+    unread = slots.start(first)
+    assert unread.is_aside
+    slots.finish(unread)
+    if not slots._mappings.is_cached(first):
+        pytest.skip("this kernel does not tell what it has cached")
+    with mock.patch.object(slots, "_executor", SimpleNamespace()):  # of whom nothing can be asked
+        asked = slots.start(first)
+    assert not asked.is_aside and (asked.tensors["w"] == first.key.expert).all()
+    read_ns, waited_ns = slots.finish(asked)
+    assert read_ns == waited_ns > 0
+    last = slots.start(others[-1])
+    assert last.is_aside, "what is cached is asked for each"
+    slots.finish(last)
+    slots.close()
+
+
+def test_who_may_not_know_what_is_cached_is_not_told_that_all_is(segments, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can become somebody else")
+    file = file_of(moved(segments, tmp_path / "of_root"))
+    cached(file, page_by_page=False)
+    opened = os.open(file, os.O_RDONLY)
+    reads, writes = os.pipe()
+    if not os.fork():
+        os.setuid(65534)
+        os.write(writes, repr(kernel.cached_pages(opened, 0, COUNT * SIZE)).encode())
+        os._exit(0)
+    os.wait()
+    assert os.read(reads, 99) in (b"None", b"0")
+    assert kernel.cached_pages(opened, 0, COUNT * SIZE) in (None, 0)
+    os.pread(opened, SIZE, 0)
+    assert (kernel.cached_pages(opened, 0, COUNT * SIZE) or SIZE) >= SIZE // mmap.PAGESIZE
+    for descriptor in (opened, reads, writes):
+        os.close(descriptor)
 
 
 def test_an_expert_that_is_packed_is_no_longer_mapped(segments, monkeypatch: pytest.MonkeyPatch) -> None:
