@@ -108,6 +108,7 @@ class ExpertCache:
         self._early = Early(self._slots, segments, early if self._slots.threads else 0, self._waste)
         self._slots.kept = lambda: 1 + self._early.most - self._early.buffers
         self._current: ExpertKey | None = None
+        self._awaited: ExpertKey | None = None  # must be computed before anything more can be decided
         self._waited_ns = 0  # by the layer under way
         self._waited_lately_ns = 0.0
 
@@ -225,7 +226,7 @@ class ExpertCache:
         if not self._slots.threads:
             return
         for key in tuple(self._coming):
-            if self._decide(key, may_wait=True) is None:
+            if self._awaited in self._ahead or self._decide(key, may_wait=True) is None:
                 break
             del self._coming[key]
         if self._coming:
@@ -243,6 +244,7 @@ class ExpertCache:
             if slot is None:
                 return None
         self._ahead[key] = slot
+        self._awaited = None
         slot.last_step = self.step
         self._policy.touch(key)
         return slot
@@ -252,6 +254,7 @@ class ExpertCache:
         while self._is_full(segment.nbytes):
             found = self._victim(key)
             if may_wait and (found is None or found[0].key in self._ahead):
+                self._awaited = None if found is None else found[0].key  # until then the policy gives no other
                 return None
             if found is None:
                 raise ConfigError(
@@ -331,7 +334,7 @@ class ExpertCache:
 
     def _settle(self, coming: Container[ExpertKey] = ()) -> None:
         """Drop what was expected; what is being read is waited for, so that nothing is left half done."""
-        self._current = None
+        self._current = self._awaited = None
         self._coming, self._then = {}, ()
         if self._early.is_busy:
             self._early.keep(coming)

@@ -3,7 +3,8 @@
 transformers sends every MoE family through one experts interface. The implementation registered here calls the
 forward that the family's author wrote, and only what `self.gate_up_proj[expert]` returns is ours. So the result is
 the stock one bit for bit by construction, and no family needs code of its own. What each pick contributed is read
-from what that forward adds up (contributions.py), so nothing is computed twice.
+from what that forward adds up (contributions.py), so nothing is computed twice. A single token goes a shorter way to
+the same bits where that forward is one that is known (one_token.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from segmoe import one_token
 from segmoe.contributions import Added, is_small_enough, of_experts, ordinary, watched
 from segmoe.errors import Unsupported
 from segmoe.events import Contribution, ExpertKey
@@ -59,6 +61,7 @@ class Seam:
         self._runtime = runtime
         self._keys = [ExpertKey(place.component, place.layer, expert) for expert in range(place.num_experts)]
         self._eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]
+        self._is_known = one_token.is_known(self._eager)
         self._current: int | None = None
         self._tensors: Any = None
         module._segmoe = self  # type: ignore[assignment]
@@ -80,26 +83,49 @@ class Seam:
         if hidden.device.type != runtime.device.type:
             raise Unsupported(f"the experts are on {runtime.device}, the hidden states on {hidden.device}")
         self._current = None
-        picked = sorted(set(ids.flatten().tolist()))  # the order in which every family's forward asks
-        expected = [self._keys[expert] for expert in picked if expert < len(self._keys)]
+        picks = ids.flatten().tolist()
+        distinct = sorted(set(picks))  # the order in which every family's forward asks
+        expected = [self._keys[expert] for expert in distinct if expert < len(self._keys)]
         runtime.cache.expect(expected, self._guess_next(hidden, ids))
+        is_told = runtime.is_capturing and self.is_told
+        added: list[Added] | None = None
+        if is_told and runtime.capture == "contribution" and is_small_enough(hidden, ids):
+            added = []
         try:
-            if not (runtime.is_capturing and self.is_told):
-                return self._eager(module, hidden, ids, weights)  # type: ignore[no-any-return]
-            if runtime.capture != "contribution" or not is_small_enough(hidden, ids):
-                output = self._eager(module, hidden, ids, weights)
+            if self._is_known and one_token.serves(hidden, picks, len(distinct)):
+                output = self._of_one_token(module, hidden, weights, picks, added)
+            else:
+                output = self._of_all(module, hidden, ids, weights, added)
+            if added is not None:
+                self._open = _Open(ids, weights, added)
+            elif is_told:
                 self._tell(ids, weights, None)
-                return output  # type: ignore[no-any-return]
-            added: list[Added] = []
-
-            def note(rows: torch.Tensor, outputs: torch.Tensor) -> None:
-                added.append(Added(cast("int", self._current), rows, outputs))
-
-            output = ordinary(self._eager(module, watched(hidden, note), ids, weights))
-            self._open = _Open(ids, weights, added)
             return output
         finally:
             self._current = self._tensors = None
+
+    def _of_all(
+        self, module: Any, hidden: torch.Tensor, ids: Any, weights: Any, added: list[Added] | None
+    ) -> torch.Tensor:
+        if added is None:
+            return self._eager(module, hidden, ids, weights)  # type: ignore[no-any-return]
+
+        def note(rows: torch.Tensor, outputs: torch.Tensor) -> None:
+            added.append(Added(cast("int", self._current), rows, outputs))
+
+        return ordinary(self._eager(module, watched(hidden, note), ids, weights))
+
+    def _of_one_token(
+        self, module: Any, hidden: torch.Tensor, weights: Any, picks: list[int], added: list[Added] | None
+    ) -> torch.Tensor:
+        if added is None:
+            return one_token.compute(module, hidden, weights, picks, self.fetch)
+        row = torch.zeros(1, dtype=torch.int64)
+
+        def note(outputs: torch.Tensor) -> None:
+            added.append(Added(cast("int", self._current), row, outputs))
+
+        return one_token.compute(module, hidden, weights, picks, self.fetch, note)
 
     def before_layer(self, h: torch.Tensor) -> None:
         """Take what comes into the decoder layer [batch, length, hidden], to say what it is likely to ask for."""

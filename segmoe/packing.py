@@ -30,7 +30,20 @@ def may_pack(weight: torch.Tensor) -> bool:
 def is_candidate(weight: torch.Tensor) -> bool:
     """Whether packing the weight could pay."""
     is_fitting = weight.dim() == 2 and weight.dtype in _DTYPES and weight.device.type == "cpu"
-    return is_fitting and weight.nbytes >= MIN_BYTES and bool(torch.backends.mkldnn.enabled)
+    is_large = is_fitting and weight.nbytes >= MIN_BYTES
+    return is_large and bool(torch.backends.mkldnn.enabled) and has_kernels(weight.dtype)
+
+
+@lru_cache(maxsize=len(_DTYPES))
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether this processor and this build of torch multiply packed weights at all."""
+    with torch.inference_mode(False), torch.no_grad():
+        few = torch.zeros(16, 16, dtype=dtype)
+        try:
+            multiply(few, pack(few))
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return False
+    return True
 
 
 @lru_cache(maxsize=4096)

@@ -3,6 +3,7 @@
 import mmap
 import os
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -53,9 +54,15 @@ def file_of(segments) -> Path:
 
 
 @settings(max_examples=30, deadline=None)
-@given(passes=PASSES, capacity=st.integers(1, COUNT), threads=st.integers(0, 3))
-def test_it_changes_no_decision_and_no_byte(segments, passes, capacity, threads) -> None:
-    with mock.patch.object(slots, "PACK_AFTER_USES", 99):
+@given(
+    passes=PASSES,
+    capacity=st.integers(1, COUNT),
+    threads=st.integers(0, 3),
+    is_cached=st.lists(st.booleans(), min_size=1).map(cycle),
+)
+def test_it_changes_no_decision_and_no_byte(segments, passes, capacity, threads, is_cached) -> None:
+    never_packed = mock.patch.object(slots, "PACK_AFTER_USES", 99)
+    with never_packed, mock.patch.object(mapping.Mappings, "is_cached", lambda *args: next(is_cached)):
         found, cache = tape(segments, passes, capacity, Slots(threads=threads))
     assert found == plain(passes, capacity)[0]
     assert (resident_bytes(file_of(segments)) > 0) == any(passes)

@@ -77,7 +77,6 @@ def test_every_budget_gives_the_stock_models_bits(
     brought, guessed = [], []
     bring, plan = mapping.Mappings.bring, direct.Direct.plan
     monkeypatch.setattr(mapping, "MIN_BYTES", 1)
-    monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args: False)
     monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
     monkeypatch.setattr(direct.Direct, "plan", lambda *args: brought.append("direct") or plan(*args))
     monkeypatch.setattr(direct, "PIECE_BYTES", 1)
@@ -89,8 +88,10 @@ def test_every_budget_gives_the_stock_models_bits(
     monkeypatch.setattr("segmoe.cache.WAITING_NS", 0)
     monkeypatch.setattr(Router, "guess", lambda *args: guessed.append(guess(*args)) or guessed[-1])
     ways = cycle(("copied", "mapped", "direct"))  # each budget comes in two of them
+    is_cached = cycle((False, True))
     for (experts, threads), way in zip(product((2, total // 3, total), (0, 2)), ways, strict=False):
         brought.clear()
+        monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args, way=way: way == "mapped" and next(is_cached))
         monkeypatch.setattr(runtime, "is_due", lambda *args, way=way: way == "direct")
         model = segmoe.load(tmp_path, experts=experts, threads=threads, mapped=way != "copied")
         found = trace(model)

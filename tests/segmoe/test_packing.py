@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from segmoe import packing
+from segmoe.dense import Turns, take_over
 from segmoe.packing import PackedWeight, may_pack, proves_equal
 from segmoe.slots import PACK_AFTER_USES, Slots
 from tests.benchmarks.memory import resident
@@ -36,6 +37,22 @@ def test_its_products_are_the_plain_ones_bit_for_bit(shape, dtype) -> None:
         packed = PackedWeight(weight, lambda: None)
         assert torch.equal(F.linear(x, packed), F.linear(x, weight))
         assert torch.equal(F.linear(x, packed, bias), F.linear(x, weight, bias))
+
+
+def test_where_there_are_no_kernels_modules_keep_their_own_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_none(*args) -> None:
+        raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw")
+
+    model = torch.nn.Sequential(torch.nn.Linear(1024, 1024, bias=False, dtype=torch.bfloat16))
+    weight = model[0].weight
+    packing.has_kernels.cache_clear()
+    with monkeypatch.context() as without:
+        without.setattr(packing, "pack", has_none)
+        take_over(model, Turns())
+        assert model[0].weight is weight
+    packing.has_kernels.cache_clear()
+    take_over(model, Turns())
+    assert (model[0].weight is weight) != CAN_PACK
 
 
 @needs_packing

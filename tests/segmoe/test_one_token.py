@@ -1,0 +1,149 @@
+"""One token's experts against the library's own loop, bit for bit, and who is computed so."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segmoe
+from segmoe import one_token
+from segmoe.embedded import MODEL
+from segmoe.events import Routed
+from segmoe.modules import is_experts_module
+from tests.families.sweep import build
+from tests.families.test_sweep import family
+from tests.tiny import RecordingSink
+
+EXPERTS = 12
+DTYPES = st.sampled_from((torch.float32, torch.bfloat16, torch.float16))
+ALIKE = ("DeepseekV3", "Ernie4_5_Moe", "Jamba", "Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe", "Qwen3Next")
+ANOTHER_WAY = ("GptOss", "NemotronH")
+
+
+def experts_of(name: str) -> Any:
+    return next(module for module in build(family(f"{name}ForCausalLM")).modules() if is_experts_module(module))
+
+
+def eager(module: Any) -> Any:
+    return type(module).forward.__wrapped__
+
+
+def qwen(width: int, inner: int, dtype: torch.dtype, seed: int) -> Any:
+    config = transformers.Qwen3MoeConfig(hidden_size=width, moe_intermediate_size=inner, num_experts=EXPERTS)
+    module = transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts(config).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in module.parameters():
+        weight.data.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5)
+    return module
+
+
+def one(module: Any, hidden: torch.Tensor, weights: torch.Tensor, picks: list[int], **more: Any) -> torch.Tensor:
+    def fetch(expert: int) -> dict[str, torch.Tensor]:
+        return {name: getattr(module, name)[expert] for name in (one_token.GATE_UP, one_token.DOWN)}
+
+    return one_token.compute(module, hidden, weights, picks, fetch, **more)
+
+
+def bits(tensor: torch.Tensor) -> list[int]:
+    """As integers, so that 0 is not -0. All that is no number is alike: its bits differ within one sum of torch's."""
+    tensor = torch.where(tensor.isnan(), float("nan"), tensor)
+    return tensor.detach().contiguous().view(torch.int16 if tensor.itemsize == 2 else torch.int32).flatten().tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.sampled_from(((64, 16), (48, 100), (33, 7), (2048, 768))),
+    dtype=DTYPES,
+    weights_dtype=st.sampled_from((None, torch.float32)),
+    picks=st.lists(st.integers(0, EXPERTS), min_size=1, max_size=8, unique=True),  # EXPERTS stands for none
+    odd=st.sampled_from((None, 0.0, -0.0, float("inf"), float("nan"), 6e4)),
+    seed=st.integers(0, 99),
+)
+def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, picks, odd, seed) -> None:
+    module = qwen(*shape, dtype, seed)
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(1, shape[0], generator=generator).to(dtype)
+    if odd is not None:
+        hidden[:, :: 2 + seed] = odd
+    weights = torch.rand(1, len(picks), generator=generator).to(weights_dtype or dtype)
+    with torch.inference_mode():
+        wanted = eager(module)(module, hidden, torch.tensor([picks]), weights)
+        found = one(module, hidden, weights, picks)
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    assert bits(found) == bits(wanted)
+
+
+def test_the_order_in_which_experts_are_added_is_seen_in_the_bits() -> None:
+    module = qwen(64, 16, torch.bfloat16, 1)
+    hidden, weights, picks = torch.randn(1, 64).bfloat16(), torch.rand(1, 8).bfloat16(), [5, 1, 7, 2, 9, 0, 3, 11]
+    added: list[torch.Tensor] = []
+    with torch.inference_mode():
+        found = one(module, hidden, weights, picks, note=added.append)
+        backwards = torch.zeros_like(found)
+        for part in reversed(added):
+            backwards += part
+    assert len(added) == len(picks) and bits(backwards) != bits(found)
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_families_that_have_the_very_loop_are_known(name: str) -> None:
+    assert one_token.is_known(eager(experts_of(name)))
+
+
+@pytest.mark.parametrize("name", ANOTHER_WAY)
+def test_a_family_with_a_loop_of_its_own_is_not(name: str) -> None:
+    assert not one_token.is_known(eager(experts_of(name)))
+
+
+def test_what_has_no_source_is_not_known() -> None:
+    namespace: dict[str, Any] = {}
+    exec("def forward(self): pass", namespace)
+    assert not one_token.is_known(namespace["forward"])
+
+
+def test_it_serves_one_row_of_distinct_picks_that_lies_as_a_gathered_one() -> None:
+    hidden = torch.randn(1, 64)
+    assert one_token.serves(hidden, [3, 1], 2)
+    assert not one_token.serves(hidden, [3, 3], 1), "the loop multiplies two rows then"
+    assert not one_token.serves(torch.randn(2, 64), [3, 1, 4, 2], 4)
+    assert not one_token.serves(torch.randn(1, 128)[:, ::2], [3, 1], 2)
+    assert not one_token.serves(torch.randn(1, 66)[:, 2:], [3, 1], 2)
+    assert not one_token.serves(torch.randn(1, 64, device="meta"), [3, 1], 2)
+
+
+@pytest.mark.parametrize("name", [f"{name}ForCausalLM" for name in (*ALIKE, *ANOTHER_WAY)])
+def test_a_token_is_computed_so_where_the_loop_is_known_and_only_there(name, tmp_path, monkeypatch) -> None:
+    build(family(name)).save_pretrained(tmp_path)
+    model = segmoe.load(tmp_path, experts=4)
+    rows: list[int] = []
+    compute = one_token.compute
+    monkeypatch.setattr(one_token, "compute", lambda *args: rows.append(len(args[1])) or compute(*args))
+    with torch.inference_mode():
+        past = model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+        assert not rows
+        model(input_ids=torch.tensor([[4]]), past_key_values=past)
+    assert rows == [1] * len(model.segmoe.manifest.modules) * (name.removesuffix("ForCausalLM") in ALIKE)
+
+
+@pytest.mark.parametrize("capture", ["counts", "routing", "contribution"])
+def test_the_observer_is_told_the_same(capture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    for is_known in (one_token.is_known, lambda forward: False):
+        monkeypatch.setattr(one_token, "is_known", is_known)
+        sink = RecordingSink()
+        model = segmoe.load(MODEL, experts=8, sink=sink, capture=capture)
+        model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False)
+        told.append(sink.events)
+    ways = [[event for event in events if isinstance(event, Routed)] for events in told]
+    assert len(ways[0]) == len(ways[1]) and bool(ways[0]) == (capture != "counts")
+    for mine, other in zip(*ways, strict=True):
+        np.testing.assert_array_equal(mine.topk_ids, other.topk_ids)
+        np.testing.assert_array_equal(mine.topk_weights, other.topk_weights)
+        assert (mine.contribution is None) == (other.contribution is None) == (capture != "contribution")
+        if mine.contribution is not None:
+            for name in ("c_norm", "h_dot_c", "h_norm", "sum_unit_norm"):
+                np.testing.assert_array_equal(getattr(mine.contribution, name), getattr(other.contribution, name))
