@@ -20,6 +20,7 @@ FIRST_LINUX = (5, 18)
 """Earlier ones read a mapping that is marked as random page by page."""
 
 _CACHESTAT = 451  # of Linux's <unistd.h>
+_Range, _CacheStat = ctypes.c_uint64 * 2, ctypes.c_uint64 * 5  # of its <mman.h>; the first told is pages cached
 _PAGEMAP_SCAN = 0xC0606610  # of Linux's <fs.h>, since 6.7
 _IS_PRESENT, _IS_HUGE = 1 << 3, 1 << 6
 
@@ -67,7 +68,7 @@ def cached_pages(descriptor: int, offset: int, nbytes: int) -> int | None:
     Linux says so since 6.5, and lately only to who owns the file or may write to it. `mincore` tells anybody else that
     all pages are in memory, and takes 15 to 25 microseconds for one of each 2 MiB of an expert, where this takes 3.
     """
-    part, told = (ctypes.c_uint64 * 2)(offset, nbytes), (ctypes.c_uint64 * 5)()
+    part, told = _Range(offset, nbytes), _CacheStat()
     return None if _libc().syscall(_CACHESTAT, descriptor, part, told, 0) else told[0]
 
 

@@ -64,13 +64,17 @@ def compute(
     parallelism marks by a number behind the last, add nothing.
     """
     output = torch.zeros_like(hidden)
-    for expert, place in sorted(zip(picks, range(len(picks)), strict=True)):
+    act_fn, dtype = module.act_fn, hidden.dtype
+    of_picks = weights.split(1, dim=1)
+    for place in sorted(range(len(picks)), key=picks.__getitem__):
+        expert = picks[place]
         if expert == module.num_experts:
             continue
         tensors = fetch(expert)
         gate, up = F.linear(hidden, tensors[GATE_UP]).chunk(2, dim=-1)
-        added = F.linear(module.act_fn(gate) * up, tensors[DOWN]) * weights[:, place, None]
-        added = added.to(output.dtype)
+        added = F.linear(act_fn(gate) * up, tensors[DOWN]) * of_picks[place]
+        if added.dtype != dtype:
+            added = added.to(dtype)
         if note is not None:
             note(added)
         output.add_(added)

@@ -76,6 +76,10 @@ class Ranked:
         if not self.rule.per_layer:
             return self._lowest(0, pinned) if table.size else None
         own = NOBODY if coming is None else self._groups.get((coming.component, coming.layer), NOBODY)
+        if own != NOBODY and table.size[own] + 1 >= max(table.size):  # as `fullest` says, in a step
+            found = self._lowest(own, pinned)
+            if found is not None:
+                return found
         tried = [False] * len(table.size)
         while (group := fullest(table, own, tried)) != NOBODY:
             found = self._lowest(group, pinned)
@@ -117,24 +121,20 @@ class Ranked:
         """
         table = self._table
         heap, ranks, turns, size = table.heap[group], table.seen_rank[group], table.seen_turn[group], table.size[group]
-        frontier: list[tuple[float, int, int]] = []  # rank and turn at each place from which nobody was taken yet
+        frontier = [(ranks[0], turns[0], 0)] if size else []  # each place from which nobody was taken yet
         free: list[int] = []
-
-        def consider(place: int) -> None:
-            if place < size:
-                heappush(frontier, (ranks[place], turns[place], place))
-
-        consider(0)
-        while len(free) < 2 and frontier:
+        while frontier:
             place = heappop(frontier)[2]
-            if look(table, group, place):
-                consider(place)  # somebody else stands there now
-                continue
             number = heap[place]
+            if turns[place] != table.turn[number] and look(table, group, place):
+                heappush(frontier, (ranks[place], turns[place], place))  # somebody else stands there now
+                continue
             if self._keys[number] not in pinned:
                 free.append(number)
-            consider(2 * place + 1)
-            consider(2 * place + 2)
+                if len(free) == 2:
+                    break
+            for child in range(2 * place + 1, min(2 * place + 3, size)):
+                heappush(frontier, (ranks[child], turns[child], child))
         if not free:
             return None
         key = self._keys[free[0]]

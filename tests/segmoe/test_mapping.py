@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -177,17 +178,17 @@ def test_what_is_cached_is_brought_by_who_asks_and_only_the_rest_by_a_thread(seg
     if slots._mappings.is_cached(first):
         pytest.skip("this file system is nothing but cache")
     unread = slots.start(first)
-    assert unread.is_aside
+    assert isinstance(unread.loading, Future)
     slots.finish(unread)
     if not slots._mappings.is_cached(first):
         pytest.skip("this kernel does not tell what it has cached")
     with mock.patch.object(slots, "_executor", SimpleNamespace()):  # of whom nothing can be asked
         asked = slots.start(first)
-    assert not asked.is_aside and (asked.tensors["w"] == first.key.expert).all()
+    assert not isinstance(asked.loading, Future) and (asked.tensors["w"] == first.key.expert).all()
     read_ns, waited_ns = slots.finish(asked)
     assert read_ns == waited_ns > 0
     last = slots.start(others[-1])
-    assert last.is_aside, "what is cached is asked for each"
+    assert isinstance(last.loading, Future), "what is cached is asked for each"
     slots.finish(last)
     slots.close()
 
