@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from segmoe.early import Early
 from segmoe.errors import ConfigError
@@ -43,6 +43,13 @@ LATELY = 1 / 16
 """A layer's weight in what layers waited lately."""
 
 Reason = Literal["capacity", "layer"]
+
+
+class _HeldUp(NamedTuple):
+    """A decision that waits for an expert to be computed. Until the policy hears of anything else it gives no other."""
+
+    wanted: ExpertKey
+    found: tuple[Victim, Reason]  # who must be computed, and then leaves
 
 
 @dataclass(slots=True)
@@ -108,7 +115,7 @@ class ExpertCache:
         self._early = Early(self._slots, segments, early if self._slots.threads else 0, self._waste)
         self._slots.kept = lambda: 1 + self._early.most - self._early.buffers
         self._current: ExpertKey | None = None
-        self._awaited: ExpertKey | None = None  # must be computed before anything more can be decided
+        self._held_up: _HeldUp | None = None
         self._waited_ns = 0  # by the layer under way
         self._waited_lately_ns = 0.0
 
@@ -169,10 +176,12 @@ class ExpertCache:
         """Keep a resident expert until it is unpinned as often as it was pinned."""
         if key not in self._resident:
             raise KeyError(key)
+        self._held_up = None
         self._pins[key] = self._pins.get(key, 0) + 1
 
     def unpin(self, key: ExpertKey) -> None:
         """Take back one pin."""
+        self._held_up = None
         self._pins[key] -= 1
         if not self._pins[key]:
             del self._pins[key]
@@ -226,7 +235,9 @@ class ExpertCache:
         if not self._slots.threads:
             return
         for key in tuple(self._coming):
-            if self._awaited in self._ahead or self._decide(key, may_wait=True) is None:
+            if self._held_up is not None and self._held_up.found[0].key in self._ahead:
+                break
+            if self._decide(key, may_wait=True) is None:
                 break
             del self._coming[key]
         if self._coming:
@@ -244,7 +255,7 @@ class ExpertCache:
             if slot is None:
                 return None
         self._ahead[key] = slot
-        self._awaited = None
+        self._held_up = None
         slot.last_step = self.step
         self._policy.touch(key)
         return slot
@@ -252,9 +263,10 @@ class ExpertCache:
     def _start(self, key: ExpertKey, may_wait: bool) -> Slot | None:
         segment = self._segments[key]
         while self._is_full(segment.nbytes):
-            found = self._victim(key)
+            held_up, self._held_up = self._held_up, None
+            found = held_up.found if held_up is not None and held_up.wanted == key else self._victim(key)
             if may_wait and (found is None or found[0].key in self._ahead):
-                self._awaited = None if found is None else found[0].key  # until then the policy gives no other
+                self._held_up = None if found is None else _HeldUp(key, found)
                 return None
             if found is None:
                 raise ConfigError(
@@ -307,6 +319,7 @@ class ExpertCache:
                 self.counters.misses -= 1  # nothing was delivered; the next try counts
                 self._used_bytes -= slot.segment.nbytes
                 self._policy.forget(key)
+                self._held_up = None
                 del self._resident[key]
                 self._ahead.pop(key, None)
                 self._slots.release(slot)
@@ -334,7 +347,7 @@ class ExpertCache:
 
     def _settle(self, coming: Container[ExpertKey] = ()) -> None:
         """Drop what was expected; what is being read is waited for, so that nothing is left half done."""
-        self._current = self._awaited = None
+        self._current = self._held_up = None
         self._coming, self._then = {}, ()
         if self._early.is_busy:
             self._early.keep(coming)

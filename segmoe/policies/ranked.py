@@ -57,6 +57,8 @@ class Ranked:
 
         What multiplies the layers in between leaves nothing of this code and its tables in the processor's caches.
         """
+        if not self._used:
+            return
         for key in self._used:
             number = self._numbers.get(key)
             if number is None:

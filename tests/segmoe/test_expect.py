@@ -15,7 +15,8 @@ from segmoe.cache import WAITING_NS, ExpertCache
 from segmoe.errors import CheckpointError, ConfigError
 from segmoe.events import ExpertEvicted, ExpertKey, ExpertLoaded, ExpertWasted
 from segmoe.manifest import ExpertParameter, Piece, Segment
-from segmoe.policies import make_policy
+from segmoe.policies import POLICIES, make_policy
+from segmoe.policies.rules import PER_LAYER
 from segmoe.slots import Slot, Slots
 
 SIZE, COUNT = 24, 12
@@ -104,6 +105,36 @@ def test_threads_and_staging_change_no_decision_and_no_byte(segments, passes, ca
     assert found == expected
     assert cache.counters.hits == hits
     cache.close()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    passes=PASSES,
+    capacity=st.integers(1, COUNT),
+    threads=st.integers(1, 3),
+    policy=st.sampled_from(sorted(POLICIES)),
+    per_layer=st.sampled_from(("", PER_LAYER)),
+    pinned=st.integers(0, COUNT),  # COUNT: none
+)
+def test_threads_change_no_victim_of_any_policy(segments, passes, capacity, threads, policy, per_layer, pinned) -> None:
+    keys = [ExpertKey("model", expert // 4, expert % 4) for expert in range(COUNT)]
+    placed = {key: replace(segment, key=key) for key, segment in zip(keys, segments.values(), strict=True)}
+    trust = {key: 1 / (1 + place) for place, key in enumerate(keys)}
+    told = []
+    for slots in (Slots(), Slots(threads=threads)):
+        events: list = []
+        rule = make_policy(policy + per_layer, trust)
+        cache = ExpertCache(placed, rule, capacity_experts=capacity, slots=slots, early=EARLY, emit=events.append)
+        for step, experts in enumerate(passes):
+            cache.begin(step, 1 + step % 3)
+            cache.expect([keys[expert] for expert in experts])
+            for expert in experts:
+                assert (cache.get(keys[expert])["w"] == expert).all()
+            if pinned in experts and keys[pinned] in cache and capacity > 1 and not cache._pins:
+                cache.pin(keys[pinned])
+        told.append([event for event in events if isinstance(event, ExpertEvicted)])
+        cache.close()
+    assert told[0] == told[1]
 
 
 @settings(max_examples=60, deadline=None)

@@ -193,6 +193,27 @@ def test_what_is_cached_is_brought_by_who_asks_and_only_the_rest_by_a_thread(seg
     slots.close()
 
 
+def test_once_enough_were_cached_no_more_is_asked_until_one_comes_from_the_disk(segments, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(mapping.Mappings, "is_cached", lambda *args: asked.append(True) or True)
+    pool = Slots(threads=1)
+
+    def bring(times: int) -> int:
+        asked.clear()
+        for _ in range(times):
+            slot = pool.start(next(iter(segments.values())))
+            pool.finish(slot)
+            pool.release(slot)
+        return len(asked)
+
+    assert bring(slots.SURE_AFTER + 5) == slots.SURE_AFTER
+    with monkeypatch.context() as on_disk:
+        on_disk.setattr(slots, "FROM_DISK_NS", 0)
+        assert bring(1) == 0
+    assert bring(3) == 3
+    pool.close()
+
+
 def test_who_may_not_know_what_is_cached_is_not_told_that_all_is(segments, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can become somebody else")
