@@ -19,8 +19,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from segmoe import passes
-from segmoe.cache import Counters
 from segmoe.contributions import Added, is_small_enough, of_experts, of_picks, ordinary, watched
+from segmoe.counters import Counters
 from segmoe.errors import ConfigError, Unsupported
 from segmoe.events import CAPTURES, Capture, Contribution, EventSink, GuardedSink
 from segmoe.guards import uncompiled

@@ -12,8 +12,8 @@ import torch
 from transformers import TextStreamer
 
 from segmoe.building import quiet_transformers
-from segmoe.cache import Counters
 from segmoe.checkpoint import open_checkpoint
+from segmoe.counters import Counters
 from segmoe.errors import ConfigError
 from segmoe.policies import DEFAULT_POLICY
 from segmoe.prompts import read_tokenizer

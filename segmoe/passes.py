@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segmoe.cache import Counters
+from segmoe.counters import Counters
 from segmoe.events import Phase, StepDone
 
 

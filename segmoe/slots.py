@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
+from segmoe import copying
 from segmoe.direct import Direct, huge_pages
 from segmoe.errors import ConfigError
 from segmoe.events import ExpertKey
-from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
+from segmoe.manifest import Segment
 from segmoe.mapping import Mapped, Mappings, drop, may_map
 from segmoe.memory import give_back_freed
 from segmoe.packing import PackedWeight, may_pack
@@ -147,7 +148,7 @@ class Slots:
         """Begin to read an expert; what fails is raised by `finish`."""
         slot = Slot(segment)
         if self._mappings is None or not self._may_map(segment):
-            slot.buffer = self._free(_size(segment), self._new)
+            slot.buffer = self._free(copying.size(segment), self._new)
         elif self._direct and self._direct.may_read(segment):
             slot.buffer, slot.is_direct = self._free(self._direct.room(segment), huge_pages), True
         # the device may still be at work on what was in the buffer: the copy must come behind that
@@ -291,10 +292,12 @@ class Slots:
 
     def _fill_buffer(self, slot: Slot, buffer: torch.Tensor, behind: Any) -> dict[str, torch.Tensor]:
         if self._staging is None:
-            _read(slot.segment, buffer, self._reader)
+            copying.read(slot.segment, buffer, self._reader)
         else:
-            slot.copied = self._staging.copy(lambda staged: _read(slot.segment, staged, self._reader), buffer, behind)
-        return dict(_views(slot.segment, buffer))
+            slot.copied = self._staging.copy(
+                lambda staged: copying.read(slot.segment, staged, self._reader), buffer, behind
+            )
+        return dict(copying.views(slot.segment, buffer))
 
     def _still_reading(self) -> list[Future[int]]:
         return [loading for loading in self._reading if not loading.done()]
@@ -314,47 +317,3 @@ class Slots:
             slot.tensors = {name: packed.get(name, kept.get(name)) for name in slot.tensors}
             self._give_back(slot)
             self._holes = max(0, self._holes - 1)
-
-
-def _room(nbytes: int) -> int:
-    """Bytes that a parameter takes in a slot, whatever its address modulo ALIGNMENT."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT + ALIGNMENT
-
-
-def _size(segment: Segment) -> int:
-    return sum(_room(part.nbytes) for part in segment.parameters) + ALIGNMENT
-
-
-def _places(segment: Segment, buffer: torch.Tensor) -> Iterator[tuple[ExpertParameter, torch.Tensor]]:
-    """Where in the buffer each parameter's bytes lie: at the address, modulo ALIGNMENT, of the stock model's."""
-    start = -buffer.data_ptr() % ALIGNMENT
-    for part in segment.parameters:
-        begin = start + part.address
-        yield part, buffer[begin : begin + part.nbytes]
-        start += _room(part.nbytes)
-
-
-def _views(segment: Segment, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    for part, raw in _places(segment, buffer):
-        yield part.name, raw.view(part.dtype).view(part.shape)
-
-
-def _read(segment: Segment, buffer: torch.Tensor, reader: Reader) -> None:
-    pieces, views = [], []
-    for part, raw in _places(segment, buffer):
-        if part.recipe is None:
-            into = memoryview(cast(Any, raw.numpy()))
-            done = 0
-            for piece in part.pieces:
-                pieces.append(piece)
-                views.append(into[done : done + piece.nbytes])
-                done += piece.nbytes
-        else:
-            stored = [torch.empty(piece.nbytes, dtype=torch.uint8) for piece in part.pieces]
-            reader.read(part.pieces, [memoryview(cast(Any, tensor.numpy())) for tensor in stored])
-            typed = [
-                tensor.view(part.dtype).view(source.shape)
-                for tensor, source in zip(stored, part.recipe.sources, strict=True)
-            ]
-            raw.view(part.dtype).view(part.shape).copy_(part.recipe.make(typed))
-    reader.read(pieces, views)
