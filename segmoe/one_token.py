@@ -65,7 +65,7 @@ def compute(
     """
     output = torch.zeros_like(hidden)
     act_fn, dtype = module.act_fn, hidden.dtype
-    of_picks = weights.chunk(len(picks), dim=1)
+    of_picks = weights.chunk(weights.shape[1], dim=1)
     for place in sorted(range(len(picks)), key=picks.__getitem__):
         expert = picks[place]
         if expert == module.num_experts:

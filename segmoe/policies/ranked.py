@@ -78,10 +78,6 @@ class Ranked:
         if not self.rule.per_layer:
             return self._lowest(0, pinned) if table.size else None
         own = NOBODY if coming is None else self._groups.get((coming.component, coming.layer), NOBODY)
-        if own != NOBODY and table.size[own] + 1 >= max(table.size):  # as `fullest` says, in a step
-            found = self._lowest(own, pinned)
-            if found is not None:
-                return found
         tried = [False] * len(table.size)
         while (group := fullest(table, own, tried)) != NOBODY:
             found = self._lowest(group, pinned)
@@ -127,10 +123,10 @@ class Ranked:
         free: list[int] = []
         while frontier:
             place = heappop(frontier)[2]
-            number = heap[place]
-            if turns[place] != table.turn[number] and look(table, group, place):
+            if look(table, group, place):
                 heappush(frontier, (ranks[place], turns[place], place))  # somebody else stands there now
                 continue
+            number = heap[place]
             if self._keys[number] not in pinned:
                 free.append(number)
                 if len(free) == 2:

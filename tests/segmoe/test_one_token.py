@@ -59,17 +59,18 @@ def bits(tensor: torch.Tensor) -> list[int]:
     shape=st.sampled_from(((64, 16), (48, 100), (33, 7), (2048, 768))),
     dtype=DTYPES,
     weights_dtype=st.sampled_from((None, torch.float32)),
+    more=st.sampled_from((0, 0, 3)),  # weights than picks
     picks=st.lists(st.integers(0, EXPERTS), min_size=1, max_size=8, unique=True),  # EXPERTS stands for none
     odd=st.sampled_from((None, 0.0, -0.0, float("inf"), float("nan"), 6e4)),
     seed=st.integers(0, 99),
 )
-def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, picks, odd, seed) -> None:
+def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, more, picks, odd, seed) -> None:
     module = qwen(*shape, dtype, seed)
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(1, shape[0], generator=generator).to(dtype)
     if odd is not None:
         hidden[:, :: 2 + seed] = odd
-    weights = torch.rand(1, len(picks), generator=generator).to(weights_dtype or dtype)
+    weights = torch.rand(1, len(picks) + more, generator=generator).to(weights_dtype or dtype)
     with torch.inference_mode():
         wanted = eager(module)(module, hidden, torch.tensor([picks]), weights)
         found = one(module, hidden, weights, picks)
