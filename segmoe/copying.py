@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import torch
 
+from segmoe.kernel import HUGE
 from segmoe.manifest import ALIGNMENT, ExpertParameter, Segment
+from segmoe.memory import huge_pages
 from segmoe.reader import Reader
 
 
@@ -20,6 +22,13 @@ def views(segment: Segment, buffer: torch.Tensor) -> Iterator[tuple[str, torch.T
     """The parameters by name, in a buffer of uint8 that they were read into."""
     for part, raw in _places(segment, buffer):
         yield part.name, raw.view(part.dtype).view(part.shape)
+
+
+def apart(part: ExpertParameter, tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of one parameter in memory of its own, in huge pages if it is large."""
+    nbytes = part.nbytes + part.address
+    buffer = huge_pages(nbytes) if nbytes >= HUGE else torch.empty(nbytes, dtype=torch.uint8)
+    return buffer[part.address :].view(part.dtype).view(part.shape).copy_(tensor)
 
 
 def read(segment: Segment, buffer: torch.Tensor, reader: Reader) -> None:

@@ -18,9 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from segmoe import packing
 from segmoe.mapping import let_go
-
-USES = 10
-"""Products before a weight is packed: what packing it costs, as of an expert (slots.py)."""
+from segmoe.packing import Pace
 
 MIN_BYTES = 1 << 20
 MAX_BYTES = 1 << 26
@@ -38,37 +36,21 @@ _TELLS_ONLY = {
 }
 
 
-class Turns:
-    """Lets one weight be packed a pass, so that no token waits for all of them."""
-
-    def __init__(self) -> None:
-        self._is_free = False
-
-    def begin(self) -> None:
-        """A pass starts."""
-        self._is_free = True
-
-    def take(self) -> bool:
-        """Whether it is the caller's turn."""
-        is_mine, self._is_free = self._is_free, False
-        return is_mine
-
-
 class DenseWeight(torch.nn.Parameter):
     """A parameter [n, k] in the place of another one, whose memory it takes over."""
 
     @staticmethod
-    def __new__(cls, weight: torch.nn.Parameter, turns: Turns) -> DenseWeight:
+    def __new__(cls, weight: torch.nn.Parameter, pace: Pace) -> DenseWeight:
         """Same shape, dtype and device; it has no storage that anything else could see."""
         made: DenseWeight = torch.Tensor._make_wrapper_subclass(
             cls, weight.shape, dtype=weight.dtype, device=weight.device, requires_grad=weight.requires_grad
         )
         return made
 
-    def __init__(self, weight: torch.nn.Parameter, turns: Turns) -> None:
+    def __init__(self, weight: torch.nn.Parameter, pace: Pace) -> None:
         self._weight: torch.nn.Parameter | None = weight  # None while it is packed
         self._packed: torch.Tensor | None = None
-        self._turns: Turns | None = turns  # None once it is plain for good
+        self._pace: Pace | None = pace  # None once it is plain for good
         self._uses = 0
 
     @property
@@ -78,7 +60,7 @@ class DenseWeight(torch.nn.Parameter):
 
     def plain(self) -> torch.nn.Parameter:
         """The plain parameter, from now on for good."""
-        self._turns = None
+        self._pace = None
         if self._weight is None:
             assert self._packed is not None
             with torch.inference_mode(False), torch.no_grad():
@@ -105,21 +87,22 @@ class DenseWeight(torch.nn.Parameter):
     def _linear(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self._weight is None and x.shape[-1:] == self.shape[1:] and not x.numel():  # nothing is proved of no rows
             return x.new_empty((*x.shape[:-1], len(self)))
-        if self._weight is not None and self._turns is not None and x.numel():
+        if self._weight is not None and self._pace is not None and x.numel():
             self._uses += 1
-            if self._uses >= USES and self._turns.take():
-                self._pack(x, bias)
+            if self._uses >= packing.AFTER_USES and not self._pace.is_resting:
+                with self._pace.work():
+                    self._pack(x, bias)
         if self._packed is not None and self._serves(x, bias):
             return packing.multiply(x, self._packed)
         return F.linear(x, self.plain() if self._weight is None else self._weight, bias)
 
     def _pack(self, x: torch.Tensor, bias: torch.Tensor | None) -> None:
-        if not self._serves(x, bias):
-            self._turns = None
-            return
         assert self._weight is not None
+        if not self._serves(x, bias) or not packing.may_pack(self._weight):
+            self._pace = None
+            return
         with torch.inference_mode(False), torch.no_grad():
-            self._packed = packing.pack(self._weight)
+            self._packed = packing.pack_to_stay(self._weight)
         let_go(self._weight)
         self._weight = None
 
@@ -127,7 +110,7 @@ class DenseWeight(torch.nn.Parameter):
         return bias is None and not torch.is_grad_enabled() and packing.serves(x, self.shape, self.dtype)
 
 
-def take_over(model: torch.nn.Module, turns: Turns) -> None:
+def take_over(model: torch.nn.Module, pace: Pace) -> None:
     """Put a DenseWeight in the place of the weight of each `nn.Linear` of the model where packing it could pay."""
     places = Counter(parameter.data_ptr() for _, parameter in model.named_parameters(remove_duplicate=False))
     for module in model.modules():
@@ -140,4 +123,4 @@ def take_over(model: torch.nn.Module, turns: Turns) -> None:
                 and weight.requires_grad
                 and packing.is_candidate(weight)
             ):
-                module.weight = DenseWeight(weight, turns)
+                module.weight = DenseWeight(weight, pace)

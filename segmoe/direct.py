@@ -11,7 +11,6 @@ The bytes lie in memory as they do in the file's pages, so that what was proved 
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 from collections.abc import Callable
@@ -42,8 +41,6 @@ memory). Two threads with an expert each took 1.07 to 1.08: they share the disk,
 
 PIECE_BYTES = 1 << 20
 """A smaller piece is not worth a request of its own."""
-
-_HUGE = 2 << 20
 
 
 def is_due(manifest: Manifest, held_bytes: int) -> bool:
@@ -122,16 +119,6 @@ def _borders(nbytes: int, pieces: int) -> list[int]:
     """
     size = -(-nbytes // (max(1, pieces) * mmap.PAGESIZE)) * mmap.PAGESIZE
     return [*range(0, nbytes, size), nbytes]
-
-
-def huge_pages(nbytes: int) -> torch.Tensor:
-    """Memory of our own, uint8, in huge pages as far as they are full and the kernel has them."""
-    pages = mmap.mmap(-1, nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    buffer = torch.frombuffer(pages, dtype=torch.uint8)
-    begin = -buffer.data_ptr() % _HUGE
-    with contextlib.suppress(OSError, AttributeError):  # a kernel without them, or not Linux
-        pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // _HUGE * _HUGE)
-    return buffer[begin : begin + nbytes]
 
 
 def _open(file: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 HUGE = 2 << 20  # bytes of the largest page that a file is cached and mapped in
 
-RANDOM, DONTNEED, HUGEPAGE, POPULATE_READ = 1, 4, 14, 22  # advice, of Linux's <mman.h>
+RANDOM, DONTNEED, HUGEPAGE, POPULATE_READ, COLLAPSE = 1, 4, 14, 22, 25  # advice, of Linux's <mman.h>
 
 FIRST_LINUX = (5, 18)
 """Earlier ones read a mapping that is marked as random page by page."""
@@ -43,6 +43,16 @@ def advise(address: int, nbytes: int, advice: int) -> int:
     """The kernel's answer to madvise; 0 if it did so."""
     result: int = _libc().madvise(address, nbytes, advice)
     return result
+
+
+def collapse(address: int, nbytes: int) -> None:
+    """Have memory of this process lie in huge pages, and what is beside it in the first and last; Linux can since 6.1.
+
+    The numbers in it stay what they are. Without a huge page to be had, or on another system, nothing happens.
+    """
+    if sys.platform == "linux":
+        begin, end = address & -HUGE, -(-(address + nbytes) // HUGE) * HUGE
+        advise(begin, end - begin, COLLAPSE)  # beyond a mapping's ends it does what it can, and says that it cannot
 
 
 def is_of_file(address: int) -> bool:

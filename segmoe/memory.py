@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import sys
 from pathlib import Path
+
+import torch
+
+from segmoe.kernel import HUGE
 
 EARLY_SHARE = 0.045
 """Of the budget and the other weights together: what threads may hold of experts that they read early."""
@@ -30,6 +35,16 @@ def memory_bytes() -> int:
 def most_early(budget_bytes: int, other_bytes: int, expert_bytes: int) -> int:
     """Experts that threads may hold beside a budget: one at least, which is read while the one before is computed."""
     return max(1, int((budget_bytes + other_bytes) * EARLY_SHARE / expert_bytes))
+
+
+def huge_pages(nbytes: int) -> torch.Tensor:
+    """Memory of our own, uint8, in huge pages as far as they are full and the kernel has them."""
+    pages = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer = torch.frombuffer(pages, dtype=torch.uint8)
+    begin = -buffer.data_ptr() % HUGE
+    with contextlib.suppress(OSError, AttributeError):  # a kernel without them, or not Linux
+        pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // HUGE * HUGE)
+    return buffer[begin : begin + nbytes]
 
 
 def give_back_freed() -> None:

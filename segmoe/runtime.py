@@ -15,7 +15,7 @@ from segmoe.attaching import Selection, check_selection, is_selected
 from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
-from segmoe.dense import Turns, take_over
+from segmoe.dense import take_over
 from segmoe.direct import THREADS as DIRECT_THREADS
 from segmoe.direct import is_due
 from segmoe.errors import ConfigError
@@ -26,6 +26,7 @@ from segmoe.guessing import NEAR_LAYERS, Router, find_routers
 from segmoe.locating import build_manifest
 from segmoe.manifest import Manifest
 from segmoe.memory import memory_bytes, most_early
+from segmoe.packing import Pace
 from segmoe.policies import DEFAULT_POLICY, make_policy
 from segmoe.slots import Slots
 from segmoe.units import format_bytes, parse_bytes
@@ -83,7 +84,7 @@ def load(
         mapped=mapped,
     )
     model = build_model(manifest, config).to(runtime.device)
-    take_over(model, runtime.turns)
+    take_over(model, runtime.pace)
     runtime.attach(model)
     return model
 
@@ -126,16 +127,16 @@ class Runtime:
         self.capture = capture
         check_selection(manifest.modules, select)
         self._select = select
+        self.pace = Pace()
         self.cache = ExpertCache(
             manifest.experts,
             make_policy(policy, trust),
             capacity_experts=experts,
             capacity_bytes=capacity_bytes,
-            slots=Slots(threads=threads, device=self.device, mapped=mapped, direct=direct),
+            slots=Slots(threads=threads, device=self.device, mapped=mapped, direct=direct, pace=self.pace),
             early=early,
             emit=self.emit,
         )
-        self.turns = Turns()
         self._sink = None if sink is None else GuardedSink(sink)
         self._pass: passes.Pass | None = None
         self._inside: list[Any] = []  # its modules that were entered and not left, outermost first
@@ -220,7 +221,6 @@ class Runtime:
                 self.cache.step, self._next_step = self._next_step, self._next_step + 1
                 self._pass = passes.begin(component, self.cache.counters)
                 self._inside = [module]
-                self.turns.begin()
             else:
                 self._inside.append(module)
             if is_stack:

@@ -11,22 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from segmoe import copying
-from segmoe.direct import Direct, huge_pages
+from segmoe import copying, packing
+from segmoe.direct import Direct
 from segmoe.errors import ConfigError
 from segmoe.events import ExpertKey
 from segmoe.manifest import Segment
 from segmoe.mapping import Mapped, Mappings, drop, may_map
-from segmoe.memory import give_back_freed
-from segmoe.packing import PackedWeight, may_pack
+from segmoe.memory import give_back_freed, huge_pages
+from segmoe.packing import Pace, PackedWeight, may_pack
 from segmoe.reader import Reader
 from segmoe.staging import Staging
 from segmoe.together import together
-
-PACK_AFTER_USES = 10
-"""Packing an expert of Qwen3-30B's width costs what 9 to 11 uses then gain (one row or 16, one thread or two), so it is
-done once the uses of an expert that stayed could have paid for it. And not beside a read: a layer that waits for the
-disk gains nothing by faster products, and waits for the packing as well."""
 
 SURE_AFTER = 32
 """Experts in a row that were cached before the next ones count as cached unasked, until one takes longer."""
@@ -126,6 +121,7 @@ class Slots:
         staged: bool = False,
         mapped: bool = True,
         direct: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         if threads < 0:
             raise ConfigError(f"{threads} loader threads cannot read; give 0 or more")
@@ -143,6 +139,7 @@ class Slots:
         self._at_hand = 0  # in a row
         self._mappable: dict[tuple[ExpertKey, int], bool] = {}
         self._packable: dict[tuple[str, tuple[int, ...]], bool] = {}
+        self._pace = pace or Pace()
 
     def start(self, segment: Segment) -> Slot:
         """Begin to read an expert; what fails is raised by `finish`."""
@@ -187,8 +184,10 @@ class Slots:
     def use(self, slot: Slot) -> Tensors:
         """The parameters of a filled slot by name, for one use."""
         slot.uses += 1
-        if slot.is_as_read and slot.uses >= PACK_AFTER_USES and not self._still_reading():
-            self._pack(slot)
+        is_due = slot.is_as_read and slot.uses >= packing.AFTER_USES and not self._pace.is_resting
+        if is_due and not self._still_reading():  # a layer that waits for the disk would wait for the packing as well
+            with self._pace.work():
+                self._pack(slot)
         return slot.tensors
 
     def release(self, slot: Slot) -> None:
@@ -305,7 +304,7 @@ class Slots:
     def _pack(self, slot: Slot) -> None:
         """Put the weights of an expert that stays into the layout that is multiplied fastest."""
         slot.is_as_read = False
-        packed = {}
+        packed: dict[str, PackedWeight] = {}
         for name, tensor in slot.tensors.items():
             kind = (name, tuple(tensor.shape))
             if kind not in self._packable:
@@ -313,7 +312,10 @@ class Slots:
             if self._packable[kind]:
                 packed[name] = PackedWeight(tensor, partial(self._packable.__setitem__, kind, False))
         if packed:
-            kept = {name: tensor.clone() for name, tensor in slot.tensors.items() if name not in packed}
-            slot.tensors = {name: packed.get(name, kept.get(name)) for name in slot.tensors}
+            parts = {part.name: part for part in slot.segment.parameters}
+            slot.tensors = {
+                name: packed[name] if name in packed else copying.apart(parts[name], tensor)
+                for name, tensor in slot.tensors.items()
+            }
             self._give_back(slot)
             self._holes = max(0, self._holes - 1)

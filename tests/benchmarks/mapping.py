@@ -29,9 +29,9 @@ from rich.table import Table
 
 from segmoe.building import read_config
 from segmoe.checkpoint import open_checkpoint
-from segmoe.direct import huge_pages
 from segmoe.locating import build_manifest
 from segmoe.manifest import Segment
+from segmoe.memory import huge_pages
 from segmoe.slots import Slot, Slots
 from tests.benchmarks import wide
 from tests.benchmarks.memory import drop_cached

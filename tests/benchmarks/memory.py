@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from segmoe.direct import huge_pages
+from segmoe.memory import huge_pages
 
 GROUPS = Path("/sys/fs/cgroup")
 BLOCK_BYTES = 8 << 20

@@ -46,6 +46,9 @@ from tests.benchmarks.rounds import CAPS, Bench, Row
 MEMORY = ("anonymous", "mapped")
 OTHERWISE = "25%"  # the budget at which copied experts are measured beside mapped ones, and plain other weights
 
+STAYING = 12
+"""Times as long to settle where all experts stay, until they are packed."""
+
 
 def _costs(contender: Contender) -> tuple[str, str, str]:
     return f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes), format_bytes(contender.mapped_bytes)
@@ -69,7 +72,9 @@ def warm(bench: Bench) -> None:
         for name, way in ways.items():
             contender = stack.enter_context(Contender(bench.threads))
             contender.open(bench.path, kind="segmoe", **way)
-            contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens, watch=True)
+            for _ in range(STAYING if way["experts"] == total else 1):
+                contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens, watch=True)
+            bench.settle(contender)
             turns.append((Row(f"segmoe, {name}"), contender))
         stock = stack.enter_context(Contender(bench.threads))
         stock.open(bench.path, kind="stock")

@@ -29,7 +29,7 @@ class Bench:
     threads: int = 2
     rounds: int = 5
     limit_s: float = 30.0  # for the rounds of one task; then no further round begins
-    settling: int = 12  # turns before anything is timed: experts that stay get packed
+    settling: int = 12  # turns before anything is timed
     steps: int = 12
     prompt_tokens: int = 256
     caps: tuple[str, ...] = CAPS
@@ -45,7 +45,7 @@ class Bench:
             yield seed
 
     def settle(self, contender: Contender) -> None:
-        """Decode until the budget is filled and experts that stay are packed."""
+        """Decode until the budget is filled and what stays is packed."""
         contender.run(seed=0, passes=self.settling * self.steps, tokens=1)
 
     @property

@@ -8,7 +8,7 @@ import torch
 from segmoe.events import ExpertKey
 from segmoe.manifest import ExpertParameter, Piece, Segment
 
-SHAPE = (512, 1024)
+SHAPE = (1024, 512)
 SIZE = 2 * SHAPE[0] * SHAPE[1]
 HEADER = 200  # bytes before the first expert: 8 modulo 64, as no copy would lie
 

@@ -9,13 +9,14 @@ import transformers
 
 import segmoe
 from segmoe import dense, packing
-from segmoe.dense import DenseWeight, Turns, take_over
+from segmoe.dense import DenseWeight, take_over
+from segmoe.packing import Pace
 from tests import tiny
 from tests.segmoe.test_mapping import resident_bytes
 from tests.segmoe.test_packing import CAN_PACK
 
 pytestmark = pytest.mark.skipif(not CAN_PACK, reason="this build of torch has no packed weights")
-SHAPE = (1536, 2048)
+SHAPE = (2048, 768)  # its sums are in the same order, packed or plain, on each processor seen so far
 
 
 @pytest.fixture
@@ -27,13 +28,16 @@ def inputs(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, SHAPE[1], generator=torch.Generator().manual_seed(6)).bfloat16()
 
 
+def at_once() -> Pace:
+    """Packing takes no time, and so it never rests."""
+    return Pace(clock=lambda: 0.0)
+
+
 def taken(plain: torch.nn.Parameter, uses: int = 0) -> DenseWeight:
-    """In the place of a copy of it, after so many uses, each in a pass of its own."""
-    turns = Turns()
-    weight = DenseWeight(torch.nn.Parameter(plain.detach().clone()), turns)
+    """In the place of a copy of it, after so many uses."""
+    weight = DenseWeight(torch.nn.Parameter(plain.detach().clone()), at_once())
     with torch.no_grad():
         for _ in range(uses):
-            turns.begin()
             F.linear(inputs(1), weight, None)
     return weight
 
@@ -43,15 +47,14 @@ def test_its_products_are_the_plain_ones_before_and_after_it_is_packed(plain, sh
     weight, x = taken(plain), inputs(*shape)
     packed = []
     with torch.no_grad():
-        for _ in range(dense.USES + 2):
-            weight._turns.begin()
+        for _ in range(packing.AFTER_USES + 2):
             assert torch.equal(F.linear(x, weight, None), F.linear(x, plain, None))
             packed.append(weight.is_packed)
-    assert packed == [False] * (dense.USES - 1) + [True] * 3
+    assert packed == [False] * (packing.AFTER_USES - 1) + [True] * 3
 
 
 def test_no_rows_are_no_reason_to_become_plain(plain) -> None:
-    for uses in (0, dense.USES):
+    for uses in (0, packing.AFTER_USES):
         weight = taken(plain, uses)
         with torch.no_grad():
             found, wanted = F.linear(inputs(2, 0), weight, None), F.linear(inputs(2, 0), plain, None)
@@ -61,7 +64,7 @@ def test_no_rows_are_no_reason_to_become_plain(plain) -> None:
 
 @pytest.mark.parametrize("x", [torch.ones(2, 7).bfloat16(), torch.ones(2, SHAPE[1])], ids=["width", "dtype"])
 def test_what_fails_with_the_plain_one_fails_alike(plain, x) -> None:
-    weight = taken(plain, dense.USES)
+    weight = taken(plain, packing.AFTER_USES)
     with torch.no_grad():
         with pytest.raises(RuntimeError) as stock:
             F.linear(x, plain, None)
@@ -71,7 +74,7 @@ def test_what_fails_with_the_plain_one_fails_alike(plain, x) -> None:
 
 
 def test_it_is_a_parameter_of_the_same_kind(plain) -> None:
-    weight = taken(plain, dense.USES)
+    weight = taken(plain, packing.AFTER_USES)
     module = torch.nn.Linear(*SHAPE[::-1], bias=False, dtype=torch.bfloat16)
     module.weight = weight
     assert dict(module.named_parameters()) == {"weight": weight} and isinstance(weight, torch.nn.Parameter)
@@ -92,7 +95,7 @@ OTHERWISE = {
 }
 
 
-@pytest.mark.parametrize("uses", [0, dense.USES], ids=["before", "packed"])
+@pytest.mark.parametrize("uses", [0, packing.AFTER_USES], ids=["before", "packed"])
 @pytest.mark.parametrize("use", OTHERWISE.values(), ids=OTHERWISE)
 def test_any_other_use_is_as_of_the_plain_one_and_packs_it_no_more(plain, use, uses: int) -> None:
     weight = taken(plain, uses)
@@ -102,12 +105,12 @@ def test_any_other_use_is_as_of_the_plain_one_and_packs_it_no_more(plain, use, u
         if (
             use not in (OTHERWISE["with bias"], OTHERWISE["strided"]) or uses
         ):  # a product that is not packed shows it to nobody
-            for _ in range(dense.USES + 1):
+            for _ in range(packing.AFTER_USES + 1):
                 F.linear(inputs(1), weight, None)
             assert not weight.is_packed
 
 
-@pytest.mark.parametrize("uses", [0, dense.USES, 2 * dense.USES])
+@pytest.mark.parametrize("uses", [0, packing.AFTER_USES, 2 * packing.AFTER_USES])
 def test_what_is_written_to_it_is_multiplied(plain, uses: int) -> None:
     """By whoever holds what it gave out, early or late, as who merges an adapter does."""
     weight = taken(plain)
@@ -129,8 +132,7 @@ def test_memory_that_is_no_files_is_left_to_whoever_still_holds_it(plain) -> Non
     weight, x = taken(plain), inputs(2).requires_grad_()
     product = F.linear(x, weight, None)
     with torch.no_grad():
-        for _ in range(dense.USES):
-            weight._turns.begin()
+        for _ in range(packing.AFTER_USES):
             F.linear(inputs(1), weight, None)
     assert weight.is_packed
     product.float().sum().backward()
@@ -140,7 +142,7 @@ def test_memory_that_is_no_files_is_left_to_whoever_still_holds_it(plain) -> Non
 
 
 def test_gradients_flow_as_through_the_plain_one(plain) -> None:
-    weight, x = taken(plain, dense.USES), inputs(2).requires_grad_()
+    weight, x = taken(plain, packing.AFTER_USES), inputs(2).requires_grad_()
     F.linear(x, weight, None).float().sum().backward()
     found, x.grad = x.grad, None
     F.linear(x, plain, None).float().sum().backward()
@@ -148,7 +150,7 @@ def test_gradients_flow_as_through_the_plain_one(plain) -> None:
 
 
 def test_autocast_is_as_with_the_plain_one(plain) -> None:
-    weight = taken(plain, dense.USES)
+    weight = taken(plain, packing.AFTER_USES)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         product = F.linear(inputs(2), weight, None)
         assert product.dtype == torch.float16 and torch.equal(product, F.linear(inputs(2), plain, None))
@@ -156,9 +158,9 @@ def test_autocast_is_as_with_the_plain_one(plain) -> None:
 
 def test_what_is_not_proved_stays_plain(plain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "proves_equal", lambda *args: False)
-    assert not taken(plain, 2 * dense.USES).is_packed
+    assert not taken(plain, 2 * packing.AFTER_USES).is_packed
     monkeypatch.undo()
-    weight = taken(plain, dense.USES)
+    weight = taken(plain, packing.AFTER_USES)
     monkeypatch.setattr(packing, "proves_equal", lambda *args: False)  # as of another number of threads
     with torch.no_grad():
         assert torch.equal(F.linear(inputs(3), weight, None), F.linear(inputs(3), plain, None))
@@ -166,8 +168,8 @@ def test_what_is_not_proved_stays_plain(plain, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_what_is_nobody_elses_is_taken_over() -> None:
-    def linear(n: int = 1536, bias: bool = False, dtype: torch.dtype = torch.bfloat16) -> torch.nn.Linear:
-        return torch.nn.Linear(2048, n, bias=bias, dtype=dtype)
+    def linear(n: int = SHAPE[0], bias: bool = False, dtype: torch.dtype = torch.bfloat16) -> torch.nn.Linear:
+        return torch.nn.Linear(SHAPE[1], n, bias=bias, dtype=dtype)
 
     class Special(torch.nn.Linear):
         pass
@@ -177,27 +179,37 @@ def test_only_what_is_nobody_elses_is_taken_over() -> None:
             "fitting": linear(),
             "biased": linear(bias=True),
             "small": linear(8),
-            "large": linear(dense.MAX_BYTES // 4096 + 1),
+            "large": linear(dense.MAX_BYTES // (2 * SHAPE[1]) + 1),
             "precise": linear(dtype=torch.float32),
             "frozen": linear().requires_grad_(False),
-            "special": Special(2048, 1536, bias=False, dtype=torch.bfloat16),
-            "embedding": torch.nn.Embedding(1536, 2048, dtype=torch.bfloat16),
+            "special": Special(*SHAPE[::-1], bias=False, dtype=torch.bfloat16),
+            "embedding": torch.nn.Embedding(*SHAPE, dtype=torch.bfloat16),
             "tied": linear(),
         }
     )
     model["tied"].weight = model["embedding"].weight
-    take_over(model, Turns())
+    take_over(model, at_once())
     assert [name for name, part in model.items() if isinstance(part.weight, DenseWeight)] == ["fitting"]
 
 
-def test_a_model_packs_one_a_pass_and_lets_the_plain_ones_go(tmp_path: Path) -> None:
+def test_a_model_packs_one_after_another_and_lets_the_plain_ones_go(tmp_path: Path, monkeypatch) -> None:
+    now, pack = [0.0], packing.pack_to_stay
+
+    def packed_in_one_second(weight: torch.Tensor) -> torch.Tensor:
+        now[0] += 1.0
+        return pack(weight)
+
+    monkeypatch.setattr(packing, "serves", lambda *args: True)
+    monkeypatch.setattr(packing, "may_pack", lambda weight: True)
+    monkeypatch.setattr(packing, "pack_to_stay", packed_in_one_second)
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (lambda: now[0],))
     sizes = {"hidden_size": 1024, "head_dim": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     tiny.save(tiny.build("Qwen3Moe", torch.bfloat16, **sizes, moe_intermediate_size=24), tmp_path)
     stock = transformers.Qwen3MoeForCausalLM.from_pretrained(
         tmp_path, dtype="auto", experts_implementation="eager"
     ).eval()
     model = segmoe.load(tmp_path, experts=6)
-    ids = torch.randint(1, 97, (24, 1, 1), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(1, 97, (packing.AFTER_USES + 14, 1, 1), generator=torch.Generator().manual_seed(1))
     counts, mapped, past, wanted = [], [], None, None
     with torch.no_grad():
         for one in ids:
@@ -207,11 +219,12 @@ def test_a_model_packs_one_a_pass_and_lets_the_plain_ones_go(tmp_path: Path) -> 
             )
             assert torch.equal(stocks.logits, ours.logits)
             wanted, past = stocks.past_key_values, ours.past_key_values
+            now[0] += packing.REST
             counts.append(sum(isinstance(weight, DenseWeight) and weight.is_packed for weight in model.parameters()))
             mapped.append(resident_bytes(tmp_path / "model.safetensors"))
-    assert counts == [0] * 9 + [*range(1, 13)] + [12] * 3  # four projections of three layers
+    assert counts == [0] * (packing.AFTER_USES - 1) + [*range(1, 13)] + [12] * 3  # four projections of three layers
     packed = sum(weight.nbytes for weight in stock.parameters() if weight.nbytes >= dense.MIN_BYTES)
-    assert mapped[8] - mapped[-1] > 0.95 * packed
+    assert mapped[packing.AFTER_USES - 2] - mapped[-1] > 0.95 * packed
     stored = stock.state_dict()
     assert all(torch.equal(found, stored[name]) for name, found in model.state_dict().items())
     model.segmoe.close()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segmoe
-from segmoe import direct, memory, runtime, slots
+from segmoe import direct, memory, packing, runtime, slots
 from segmoe.cache import ExpertCache
 from segmoe.direct import Direct, is_due
 from segmoe.embedded import MODEL
@@ -23,7 +23,7 @@ from segmoe.mapping import Mappings
 from segmoe.memory import most_early
 from segmoe.policies import make_policy
 from segmoe.slots import Slots
-from tests.segmoe.large import SIZE, moved
+from tests.segmoe.large import SHAPE, SIZE, moved
 from tests.segmoe.test_expect import COUNT, PASSES, plain, tape
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux maps experts, or reads them past its cache")
@@ -54,7 +54,7 @@ def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     cached=st.lists(st.booleans(), min_size=1).map(cycle),
 )
 def test_it_changes_no_decision_and_no_byte_whatever_is_cached(large, passes, capacity, threads, cached) -> None:
-    never_packed = mock.patch.object(slots, "PACK_AFTER_USES", 99)
+    never_packed = mock.patch.object(packing, "AFTER_USES", 99)
     with never_packed, mock.patch.object(Mappings, "is_cached", lambda *args: next(cached)):
         found, cache = tape(large, passes, capacity, Slots(threads=threads, direct=True))
     assert found == plain(passes, capacity)[0]
@@ -262,9 +262,9 @@ def test_caps_are_those_of_the_groups_around_the_process(own, files, caps, tmp_p
 def test_tensors_of_a_direct_read_can_be_packed(large, uncached, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmoe.slots.may_pack", lambda tensor: True)
     cache = ExpertCache(large, make_policy("lru"), capacity_experts=2, slots=Slots(direct=True))
-    key, x = list(large)[3], torch.ones(1, 1024, dtype=torch.bfloat16)
+    key, x = list(large)[3], torch.ones(1, SHAPE[1], dtype=torch.bfloat16)
     try:
-        products = [torch.nn.functional.linear(x, cache.get(key)["w"]) for _ in range(12)]
+        products = [torch.nn.functional.linear(x, cache.get(key)["w"]) for _ in range(packing.AFTER_USES + 2)]
     except (RuntimeError, AttributeError):
         pytest.skip("this build of torch has no packed weights")
     assert all(torch.equal(product, products[0]) for product in products)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segmoe
-from segmoe import kernel, mapping, slots
+from segmoe import kernel, mapping, packing, slots
 from segmoe.cache import ExpertCache
 from segmoe.conversion import Recipe
 from segmoe.embedded import MODEL
@@ -62,7 +62,7 @@ def file_of(segments) -> Path:
     is_cached=st.lists(st.booleans(), min_size=1).map(cycle),
 )
 def test_it_changes_no_decision_and_no_byte(segments, passes, capacity, threads, is_cached) -> None:
-    never_packed = mock.patch.object(slots, "PACK_AFTER_USES", 99)
+    never_packed = mock.patch.object(packing, "AFTER_USES", 99)
     with never_packed, mock.patch.object(mapping.Mappings, "is_cached", lambda *args: next(is_cached)):
         found, cache = tape(segments, passes, capacity, Slots(threads=threads))
     assert found == plain(passes, capacity)[0]
@@ -244,7 +244,7 @@ def test_an_expert_that_is_packed_is_no_longer_mapped(segments, monkeypatch: pyt
     cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=Slots())
     key, x = list(segments)[3], torch.ones(1, SHAPE[1], dtype=torch.bfloat16)
     try:
-        products = [F.linear(x, cache.get(key)["w"]) for _ in range(12)]
+        products = [F.linear(x, cache.get(key)["w"]) for _ in range(packing.AFTER_USES + 2)]
     except (RuntimeError, AttributeError):
         pytest.skip("this build of torch has no packed weights")
     assert all(torch.equal(product, products[0]) for product in products)

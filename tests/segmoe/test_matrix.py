@@ -80,10 +80,11 @@ def test_every_budget_gives_the_stock_models_bits(
     monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
     monkeypatch.setattr(direct.Direct, "plan", lambda *args: brought.append("direct") or plan(*args))
     monkeypatch.setattr(direct, "PIECE_BYTES", 1)
-    monkeypatch.setattr(dense, "USES", 1)
+    monkeypatch.setattr(packing, "AFTER_USES", 3)
     monkeypatch.setattr(dense, "MIN_BYTES", 1)
     monkeypatch.setattr(packing, "MIN_BYTES", 1)
-    monkeypatch.setattr(dense.Turns, "take", lambda turns: True)
+    monkeypatch.setattr(packing, "REST", 0)
+    monkeypatch.setattr(packing, "PROVED_ROWS", ())  # each number of rows is proved when it comes
     guess = Router.guess
     monkeypatch.setattr("segmoe.cache.WAITING_NS", 0)
     monkeypatch.setattr(Router, "guess", lambda *args: guessed.append(guess(*args)) or guessed[-1])

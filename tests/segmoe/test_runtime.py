@@ -6,7 +6,7 @@ import torch
 import transformers
 
 import segmoe
-from segmoe import packing, slots
+from segmoe import packing
 from segmoe.errors import ConfigError, Unsupported
 from segmoe.events import ExpertEvicted, ExpertLoaded, Routed, StepDone
 from tests import tiny
@@ -253,7 +253,7 @@ def test_loader_threads_change_no_bit_and_no_load(qwen3: Path, experts: int | No
 
 def test_experts_that_stay_are_packed_and_no_bit_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "MIN_BYTES", 0)
-    monkeypatch.setattr(slots, "PACK_AFTER_USES", 2)
+    monkeypatch.setattr(packing, "AFTER_USES", 2)
     sizes = {"hidden_size": 128, "moe_intermediate_size": 96, "head_dim": 32}
     folder = tiny.save(tiny.build("Qwen3Moe", torch.bfloat16, **sizes), tmp_path)
     model = segmoe.load(folder, experts=20)
