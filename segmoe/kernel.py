@@ -1,4 +1,4 @@
-"""What Linux is asked about mapped files: to read and to forget, and what it holds, in pages of which size."""
+"""What Linux is asked about mapped files and memory: to read, to forget, to use huge pages, and what it holds."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 
 from segmoe.kernel import HUGE
 
-EARLY_SHARE = 0.045
+EARLY_SHARE = 0.04
 """Of the budget and the other weights together: what threads may hold of experts that they read early."""
 
 _TOLD = Path("/proc/self/cgroup")

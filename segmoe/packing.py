@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_map_only
 
 from segmoe import kernel
+from segmoe.memory import give_back_freed
 
 MIN_BYTES = 1 << 18
 """Smaller weights gain less than the detour through Python costs."""
@@ -27,9 +28,9 @@ PROVED_ROWS = (1, 16, 33, 64, 96, 128, 256)
 """For so many rows it is proved before a weight is packed. Where another number differs, the weight becomes plain when
 that comes, and what packing it cost is lost."""
 
-AFTER_USES = 32
+AFTER_USES = 64
 """Products before a weight is packed. Packing an expert of Qwen3-30B's width costs what 9 to 11 uses then gain (AVX512,
-one row or 16, one thread or two) or 100 (AMX, where new memory takes 2 ms a MB)."""
+one row or 16, one thread or two) or 150 (AMX, where new memory takes 2 ms a MB): what leaves before gains nothing."""
 
 REST = 4
 """Times as long as packing took, that nothing is packed behind it. Of an expert of Qwen3-30B's width it takes 3 to 20
@@ -95,6 +96,13 @@ def proves_equal(n: int, k: int, rows: int, dtype: torch.dtype, threads: int) ->
     Proved on products that are nothing but rounding. Kernels choose their order by shape, dtype and threads, never by
     the values.
     """
+    try:
+        return _multiplies_alike(n, k, rows, dtype)
+    finally:
+        give_back_freed()  # a proof takes several times the weight's memory
+
+
+def _multiplies_alike(n: int, k: int, rows: int, dtype: torch.dtype) -> bool:
     with torch.inference_mode(False), torch.no_grad():
         x, w = rounding_only(n, k, rows, dtype)
         try:

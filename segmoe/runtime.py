@@ -53,7 +53,7 @@ def load(
     """Return the stock transformers model of a checkpoint, with at most `experts` (or `budget` bytes) in memory.
 
     The budget covers experts of all layers together and not the other weights, which are always in memory; beside
-    both, threads may hold 4.5% of them, or one expert, of what they read early. Without a budget, all experts may stay
+    both, threads may hold 4% of them, or one expert, of what they read early. Without a budget, all experts may stay
     in memory once they were used. The model's `segmoe` attribute is its `Runtime`.
     `capture` says how much a `sink` is told: "off" (residency and steps only), "counts", "routing" or "contribution";
     `select` of which layers, by component: `{"thinker": range(24)}`.

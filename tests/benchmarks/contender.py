@@ -77,6 +77,10 @@ class Contender:
         """Passes of given random ids with a KV cache; `how` as in worker.py. To `watch` memory costs a little time."""
         return Passes(**self._ask(watch, do="run", passes=passes, tokens=tokens, seed=seed, **how))
 
+    def pack(self, passes: int, tokens: int) -> None:
+        """Passes until segmoe has packed what it packs of the experts in memory; `passes` with one KV cache each."""
+        self._ask(True, do="pack", passes=passes, tokens=tokens)
+
     def beside(self, weights_bytes: int) -> int:
         """What its memory was at most, but for so many bytes of weights and what it was before it loaded them."""
         return self.both_bytes - self.before_bytes - weights_bytes

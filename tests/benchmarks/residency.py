@@ -46,9 +46,6 @@ from tests.benchmarks.rounds import CAPS, Bench, Row
 MEMORY = ("anonymous", "mapped")
 OTHERWISE = "25%"  # the budget at which copied experts are measured beside mapped ones, and plain other weights
 
-STAYING = 12
-"""Times as long to settle where all experts stay, until they are packed."""
-
 
 def _costs(contender: Contender) -> tuple[str, str, str]:
     return f"{contender.open_s:.1f} s", format_bytes(contender.peak_bytes), format_bytes(contender.mapped_bytes)
@@ -72,8 +69,9 @@ def warm(bench: Bench) -> None:
         for name, way in ways.items():
             contender = stack.enter_context(Contender(bench.threads))
             contender.open(bench.path, kind="segmoe", **way)
-            for _ in range(STAYING if way["experts"] == total else 1):
-                contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens, watch=True)
+            contender.run(seed=len(turns), passes=bench.settling, tokens=bench.prompt_tokens, watch=True)
+            if way["experts"] == total:
+                contender.pack(passes=bench.settling, tokens=bench.prompt_tokens)
             bench.settle(contender)
             turns.append((Row(f"segmoe, {name}"), contender))
         stock = stack.enter_context(Contender(bench.threads))

@@ -108,6 +108,16 @@ class Worker:
             "wasted": after[1] - wasted,
         }
 
+    def pack(self, passes: int, tokens: int) -> dict[str, Any]:
+        """Run turns of passes until no expert in memory was used so often that it will be packed and is not."""
+        from segmoe.packing import AFTER_USES
+
+        slots, turn = self.model.segmoe.cache._resident, 0
+        while turn * passes < AFTER_USES or any(slot.is_as_read and slot.uses >= AFTER_USES for slot in slots.values()):
+            self.run(passes, tokens, seed=turn)
+            turn += 1
+        return {}
+
     def bookkeep(self, passes: int, seed: int) -> dict[str, Any]:
         """Seconds that each decode step spends in the cache and its events, and seconds of the step."""
         from segmoe.experts import Seam

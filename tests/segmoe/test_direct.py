@@ -226,7 +226,7 @@ def test_threads_read_past_the_page_cache_where_budget_and_what_is_read_early_fi
 def test_what_is_read_early_takes_less_than_5_per_cent_or_one_expert() -> None:
     assert most_early(0, 0, 10) == 1
     assert most_early(16 * 9, 180, 9) == 1
-    assert most_early(614 * 9, 3_000, 9) == int(0.045 * (614 * 9 + 3_000) / 9)
+    assert most_early(614 * 9, 3_000, 9) == int(0.04 * (614 * 9 + 3_000) / 9)
 
 
 def test_a_checkpoint_that_memory_cannot_hold_wants_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
