@@ -1,4 +1,7 @@
-"""How much memory this process may have, how much of it experts may take, and giving it back. Whose it is: slots.py."""
+"""How much memory this process may have and experts may take; taking it in huge pages, and giving it back.
+
+Whose it is: slots.py.
+"""
 
 from __future__ import annotations
 

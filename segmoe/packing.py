@@ -33,9 +33,9 @@ AFTER_USES = 64
 one row or 16, one thread or two) or 150 (AMX, where new memory takes 2 ms a MB): what leaves before gains nothing."""
 
 REST = 4
-"""Times as long as packing took, that nothing is packed behind it. Of an expert of Qwen3-30B's width it takes 3 to 20
-ms, most of them for new memory, and a prompt uses all experts as often as it takes, at once: the tenth of 256 tokens
-took 7 s for 0.5, with three layers."""
+"""Times as long as packing took, that nothing is packed behind it. An expert of Qwen3-30B's width takes up to 40 ms,
+most of them for new memory, and a prompt uses all experts, so that all are due in the same one: without a rest the
+tenth of 256 tokens took 7 s for 0.5, with three layers."""
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _DIFFERENT = 256  # rows of a weight in a proof; they come again, and each place has one

@@ -202,13 +202,13 @@ def test_a_model_packs_one_after_another_and_lets_the_plain_ones_go(tmp_path: Pa
     monkeypatch.setattr(packing, "serves", lambda *args: True)
     monkeypatch.setattr(packing, "may_pack", lambda weight: True)
     monkeypatch.setattr(packing, "pack_to_stay", packed_in_one_second)
-    monkeypatch.setattr(Pace.__init__, "__defaults__", (lambda: now[0],))
     sizes = {"hidden_size": 1024, "head_dim": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     tiny.save(tiny.build("Qwen3Moe", torch.bfloat16, **sizes, moe_intermediate_size=24), tmp_path)
     stock = transformers.Qwen3MoeForCausalLM.from_pretrained(
         tmp_path, dtype="auto", experts_implementation="eager"
     ).eval()
     model = segmoe.load(tmp_path, experts=6)
+    model.segmoe.pace._clock = lambda: now[0]
     ids = torch.randint(1, 97, (packing.AFTER_USES + 14, 1, 1), generator=torch.Generator().manual_seed(1))
     counts, mapped, past, wanted = [], [], None, None
     with torch.no_grad():
