@@ -17,8 +17,6 @@ Tried and left out, with what it gave:
   nothing with packed ones.
 - Leaving one or two of the places for early reads free of guesses (.96 to 1.03 of the time), and reading likely experts
   in the order in which they will be asked for instead of the most likely first (.99 to 1.03).
-- Computing a token's experts that are there while one in front of them is read, and adding them in their turn: .98 of
-  the time with a quarter of 3 layers in memory, 1.00 with 10%; only those that wait behind the last read gain by it.
 - Deciding each in its turn where all are cached, since there is nothing to be read early: no difference.
 - Sparing the last four that a layer asked for, lest each newcomer leaves for the next, which then waits until the
   newcomer was computed. Reading the next ones early does the same for the disk and changes nobody's turn to leave.
@@ -153,6 +151,16 @@ class ExpertCache:
         if slot.loading is not None:
             self._finish(key, slot)
         return self._slots.use(slot) if slot.is_as_read else slot.tensors
+
+    def is_awaited(self, key: ExpertKey) -> bool:
+        """Whether `get` would wait for a thread that reads the expert."""
+        slot = self._ahead.get(key)
+        return slot is not None and slot.loading is not None and not slot.is_done
+
+    def at_hand(self, key: ExpertKey) -> Tensors | None:
+        """The parameters of an expected expert before its turn, if it is there; valid until the next `get`."""
+        slot = self._ahead.get(key)
+        return None if slot is None or not slot.is_done or slot.has_failed else slot.tensors
 
     def pin(self, key: ExpertKey) -> None:
         """Keep a resident expert until it is unpinned as often as it was pinned."""
@@ -322,10 +330,10 @@ class ExpertCache:
         )
 
     def _waste(self, slot: Slot, read_ns: int) -> None:
-        nbytes = slot.segment.nbytes
+        segment = slot.segment
         self.counters.wasted += 1
-        self.counters.bytes_read += nbytes
-        self.emit(ExpertWasted(step=self.step, key=slot.segment.key, bytes=nbytes, read_ns=read_ns))
+        self.counters.bytes_read += min(slot.begun_bytes or segment.nbytes, segment.nbytes)
+        self.emit(ExpertWasted(step=self.step, key=segment.key, bytes=segment.nbytes, read_ns=read_ns))
 
     def _settle(self, coming: Container[ExpertKey] = ()) -> None:
         """Drop what was expected; what is being read is waited for, so that nothing is left half done."""

@@ -2,6 +2,10 @@
 
 Two kinds: who was expected and for whom nobody has left yet, and who the next layer is likely to ask for. The decisions
 stay what they are without threads; who was read for nothing is told.
+
+What nobody wants any more is given up within, where it is read in pieces (direct.py): with those of 1 MiB for quarters
+of an expert that were always read to their end, a decode pass from a cold disk took .966 [.955, .977] and .985 [.975,
+.995] of the time (a quarter of 12 layers of Qwen3-30B's width, passes of both in turn, set right for what each missed).
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ class Early:
         return self._wanted.pop(key, None)
 
     def keep(self, coming: Container[ExpertKey]) -> None:
-        """Give up all others. Memory that a thread has begun to fill is free once it is done; nobody waits for it.
+        """Give up all others. Memory that threads have begun to fill is free once they are done; nobody waits for it.
 
         What is kept was prefetched if reading it had begun.
         """
@@ -73,6 +77,7 @@ class Early:
             if self._slots.cancel(slot):
                 self._slots.release(slot)
             else:
+                self._slots.stop(slot)
                 self._unwanted.append(slot)
         self._clear(only_done=True)
 

@@ -115,7 +115,7 @@ class ExpertWasted:
 
     step: int  # when it was given up
     key: ExpertKey
-    bytes: int
+    bytes: int  # of its parameters; where it was given up within, fewer were read, as the step's bytes_read tells
     read_ns: int
 
 

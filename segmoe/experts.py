@@ -75,6 +75,14 @@ class Seam:
             self._current = expert
         return self._tensors
 
+    def is_awaited(self, expert: int) -> bool:
+        """Whether a thread is still reading an expert that this layer asks for."""
+        return self._runtime.cache.is_awaited(self._keys[expert])
+
+    def at_hand(self, expert: int) -> Any | None:
+        """The tensors of an expert that this layer will ask for, if they are there."""
+        return self._runtime.cache.at_hand(self._keys[expert])
+
     def forward(self, module: torch.nn.Module, hidden: torch.Tensor, ids: Any, weights: Any) -> torch.Tensor:
         """Run the family's forward on [rows, hidden], and keep what was picked, to be told."""
         if hidden.requires_grad and torch.is_grad_enabled():
@@ -119,13 +127,13 @@ class Seam:
         self, module: Any, hidden: torch.Tensor, weights: Any, picks: list[int], added: list[Added] | None
     ) -> torch.Tensor:
         if added is None:
-            return one_token.compute(module, hidden, weights, picks, self.fetch)
+            return one_token.compute(module, hidden, weights, picks, self)
         row = torch.zeros(1, dtype=torch.int64)
 
         def note(outputs: torch.Tensor) -> None:
             added.append(Added(cast("int", self._current), row, outputs))
 
-        return one_token.compute(module, hidden, weights, picks, self.fetch, note)
+        return one_token.compute(module, hidden, weights, picks, self, note)
 
     def before_layer(self, h: torch.Tensor) -> None:
         """Take what comes into the decoder layer [batch, length, hidden], to say what it is likely to ask for."""

@@ -21,7 +21,7 @@ from segmoe.memory import give_back_freed, huge_pages
 from segmoe.packing import Pace, PackedWeight, may_pack
 from segmoe.reader import Reader
 from segmoe.staging import Staging
-from segmoe.together import together
+from segmoe.together import Together
 
 SURE_AFTER = 32
 """Experts in a row that were cached before the next ones count as cached unasked, until one takes longer."""
@@ -42,6 +42,7 @@ class Slot:
     mapped: Mapped | None = None
     tensors: dict[str, Any] = field(default_factory=dict)  # as they are, never changed: a mapped expert's are kept
     loading: Future[int] | _Filled | None = None  # resolves to the nanoseconds that reading took
+    begun_bytes: int = 0  # of a direct read: in pieces that were begun
     copied: Any = None  # event behind the copy to the device
     uses: int = 0
     is_as_read: bool = True  # nobody tried to pack it
@@ -181,6 +182,12 @@ class Slots:
         """Whether no thread had begun to fill a slot; then none will."""
         return slot.loading is not None and slot.loading.cancel()
 
+    @staticmethod
+    def stop(slot: Slot) -> None:
+        """Read no more of a slot that threads have begun to fill and nobody wants, where it is read in pieces."""
+        if isinstance(slot.loading, Together):
+            slot.loading.stop()
+
     def use(self, slot: Slot) -> Tensors:
         """The parameters of a filled slot by name, for one use."""
         slot.uses += 1
@@ -258,13 +265,13 @@ class Slots:
     def _hand_over(self, executor: ThreadPoolExecutor, slot: Slot, behind: Any) -> Future[int]:
         """Have threads fill a slot: one of them, or all side by side where it may be read past the page cache."""
         if slot.is_direct and self.threads > 1:
-            return together(executor, partial(self._jobs, slot, self.threads), self.threads)
+            return Together(partial(self._jobs, slot, in_pieces=True)).begin(executor, self.threads)
         return executor.submit(self._fill, slot, behind)
 
     def _fill(self, slot: Slot, behind: Any) -> int:
         began_ns = time.perf_counter_ns()
         if slot.is_direct:
-            for job in self._jobs(slot, 1):
+            for job in self._jobs(slot, in_pieces=False):
                 job()
         elif slot.buffer is None:
             self._map(slot)
@@ -273,16 +280,18 @@ class Slots:
                 slot.tensors = self._fill_buffer(slot, slot.buffer, behind)
         return time.perf_counter_ns() - began_ns
 
-    def _jobs(self, slot: Slot, pieces: int) -> Iterator[Callable[[], None]]:
+    def _jobs(self, slot: Slot, *, in_pieces: bool) -> Iterator[Callable[[], None]]:
         """What is to be done to fill a slot past the page cache, or from it where the kernel has the expert there."""
         assert self._direct is not None and self._mappings is not None and slot.buffer is not None
         if self._mappings.is_cached(slot.segment):
             yield partial(self._map, slot)
             return
         with torch.inference_mode(False), torch.no_grad():
-            plan = self._direct.plan(slot.segment, slot.buffer, pieces)
+            plan = self._direct.plan(slot.segment, slot.buffer, in_pieces=in_pieces)
         slot.tensors = plan.tensors
-        yield from plan.reads
+        for read in plan.reads:
+            slot.begun_bytes += read.nbytes
+            yield read.fill
 
     def _map(self, slot: Slot) -> None:
         assert self._mappings is not None

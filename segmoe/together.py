@@ -8,31 +8,35 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 
 
-def together(executor: Executor, plan: Callable[[], Iterable[Callable[[], None]]], threads: int) -> Future[int]:
-    """Have so many threads do what there is to do; the future tells the nanoseconds from beginning to end.
+class Together(Future[int]):
+    """Several jobs that make one result: the nanoseconds from the first one's beginning to the last one's end.
 
-    The first of them makes the `plan`, so that who asks spends no time on it, and then each takes the next job. The
-    future can be cancelled until one has begun, and is done once none is at work: behind the last job, or with the
-    first error, behind which no other job begins.
+    The first thread makes the `plan`, so that who asks spends no time on it, and then each takes the next job. It can
+    be cancelled until one has begun, and is done once none is at work: behind the last job, or behind those that had
+    begun when one raised or all were stopped.
     """
-    whole = _Whole(plan)
-    for _ in range(threads):
-        executor.submit(whole.work)
-    return whole.future
 
-
-class _Whole:
     def __init__(self, plan: Callable[[], Iterable[Callable[[], None]]]) -> None:
-        self.future: Future[int] = Future()
+        super().__init__()
         self._plan = plan
-        self._jobs: Iterator[Callable[[], None]] | None = None  # None until it has begun
-        self._began_ns = 0
+        self._jobs: Iterator[Callable[[], None]] = iter(())
+        self._began_ns = 0  # 0 until it has
         self._at_work = 0
         self._error: BaseException | None = None
+        self._is_stopped = False
         self._lock = threading.Lock()
 
-    def work(self) -> None:
-        """Do jobs until there are no more."""
+    def begin(self, executor: Executor, threads: int) -> Together:
+        """Have so many threads of an executor do the jobs, once they are free."""
+        for _ in range(threads):
+            executor.submit(self._work)
+        return self
+
+    def stop(self) -> None:
+        """Begin no further job; those that have begun are the result."""
+        self._is_stopped = True
+
+    def _work(self) -> None:
         while (job := self._next()) is not None:
             try:
                 job()
@@ -43,14 +47,14 @@ class _Whole:
 
     def _next(self) -> Callable[[], None] | None:
         with self._lock:
-            if self.future.done() or not (self._began_ns or self.future.set_running_or_notify_cancel()):
+            if self.done() or not (self._began_ns or self.set_running_or_notify_cancel()):
                 return None
             job = None
             try:
                 if not self._began_ns:
                     self._began_ns = time.perf_counter_ns()
                     self._jobs = iter(self._plan())
-                if self._jobs is not None and self._error is None:
+                if self._error is None and not self._is_stopped:
                     job = next(self._jobs, None)
             except BaseException as error:
                 self._error = error
@@ -62,6 +66,6 @@ class _Whole:
 
     def _end(self) -> None:
         if self._error is not None:
-            self.future.set_exception(self._error)
+            self.set_exception(self._error)
         else:
-            self.future.set_result(time.perf_counter_ns() - self._began_ns)
+            self.set_result(time.perf_counter_ns() - self._began_ns)

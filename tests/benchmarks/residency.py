@@ -12,7 +12,7 @@ cold     in memory that just holds the budget and what is read early, once it is
          before each pass. The bound is what reading the missed experts takes at the rate that the disk shows when as
          many are kept, or what the in-memory model's pass takes, whichever is longer: perfect overlap. Beside it what
          this machine's disk and cores reach at once: another process reads as many bytes while the in-memory model
-         runs the same passes
+         runs the same passes. Where that model does not fit the machine, the bound is that of reading alone
 capped   a memory cgroup around the process, page cache included, which is what a small machine is: accelerate's
          offload to disk, as `device_map="auto"` arranges it in half of the cap and with the experts alone on disk, and
          segmoe with what the cap leaves for experts

@@ -46,7 +46,7 @@ class Bench:
 
     def settle(self, contender: Contender) -> None:
         """Decode until the budget is filled and what stays is packed."""
-        contender.run(seed=0, passes=self.settling * self.steps, tokens=1)
+        contender.run(seed=0, passes=self.settling * self.steps, tokens=1, watch=True)
 
     @property
     def files(self) -> list[Path]:

@@ -135,7 +135,13 @@ class Worker:
 
             return wrapper
 
-        parts = ((runtime.cache, "begin"), (runtime.cache, "expect"), (Seam, "fetch"), (runtime, "_end_pass"))
+        parts = (
+            (runtime.cache, "begin"),
+            (runtime.cache, "expect"),
+            (Seam, "fetch"),
+            (Seam, "is_awaited"),
+            (runtime, "_end_pass"),
+        )
         own, seconds = [], []
         with contextlib.ExitStack() as stack:
             for place, name in parts:

@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+import threading
+import time
 from itertools import cycle
 from pathlib import Path
 from unittest import mock
@@ -96,30 +98,31 @@ def test_it_lies_as_in_the_file(large, uncached) -> None:
         assert slot.tensors["w"].data_ptr() % 4096 == part.pieces[0].offset % 4096
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 4, 9])
-def test_pieces_are_of_like_size_and_make_the_whole(large, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    direct, preadv, asked = Direct(), os.preadv, []
+@pytest.mark.parametrize(("at_once", "pieces"), [(None, 1), (2 * SIZE, 1), (SIZE // 2, 2), (SIZE // 4, 4)])
+def test_pieces_make_the_whole(large, monkeypatch: pytest.MonkeyPatch, at_once: int | None, pieces: int) -> None:
+    reader, preadv, asked = Direct(), os.preadv, []
+    monkeypatch.setattr(direct, "PIECE_BYTES", at_once)
     segment = large[ExpertKey("model", 0, 5)]
     monkeypatch.setattr(os, "preadv", lambda file, into, at: asked.append((at, len(into[0]))) or preadv(file, into, at))
-    assert direct.may_read(segment)
+    assert reader.may_read(segment)
     asked.clear()
-    buffer = slots.huge_pages(direct.room(segment))
-    plan = direct.plan(segment, buffer, pieces)
+    buffer = slots.huge_pages(reader.room(segment))
+    plan = reader.plan(segment, buffer, in_pieces=at_once is not None)
     for read in reversed(plan.reads):
-        read()
-    assert len(asked) == min(pieces, 4), "a quarter is the least"
+        read.fill()
+    assert len(asked) == pieces and sum(read.nbytes for read in plan.reads) >= SIZE
     assert (plan.tensors["w"] == 5).all()
     begin, end = min(asked)[0], sum(max(asked))
     assert sum(nbytes for _, nbytes in asked) == end - begin
     assert all(at % 4096 == 0 for at, _ in asked)
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_a_file_that_ends_within_an_expert_fails_all_of_it(large, uncached, tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_file_that_ends_within_an_expert_fails_all_of_it(large, uncached, tmp_path: Path, count: int) -> None:
     file = tmp_path / "short"
     segments = moved(large, file)
     *_, before, last = segments
-    slots = Slots(threads=threads, direct=True)
+    slots = Slots(threads=count, direct=True)
     os.truncate(file, file.stat().st_size - SIZE // 2)
     failed, read = slots.start(segments[last]), slots.start(segments[before])
     with pytest.raises(CheckpointError, match=f"short ended {SIZE // 2:,} bytes early; was it replaced"):
@@ -141,6 +144,36 @@ def test_it_takes_the_budget_and_what_is_read_early(large, uncached, threads: in
             taken.add(cache._resident[key].buffer.data_ptr())
     assert len(taken) <= 3 + early
     cache.close()
+
+
+def test_of_a_wrong_guess_no_further_piece_is_read(large, uncached, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong, go_on, preadv, asked = *list(large)[:2], threading.Event(), os.preadv, []
+    segments = {key: large[key] for key in (right, wrong)}
+
+    def slowly(file: int, into: list, at: int) -> int:
+        if asked_of(large, at) == wrong:
+            asked.append(len(into[0]))
+            assert go_on.wait(60)
+        return preadv(file, into, at)
+
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=1, slots=Slots(threads=2, direct=True), early=2)
+    cache.get(right)  # what it takes to know that files can be read so was read
+    monkeypatch.setattr(os, "preadv", slowly)
+    cache.foresee([wrong])
+    while len(asked) < 2:
+        time.sleep(0.001)
+    cache.expect([right])
+    assert (cache.get(right)["w"] == right.expert).all() and not cache.counters.wasted, "nobody waits for it"
+    go_on.set()
+    cache.close()
+    assert len(asked) == 2 and sum(asked) < SIZE
+    assert cache.counters.wasted == 1 and cache.counters.bytes_read == SIZE + sum(asked)
+
+
+def asked_of(large, at: int) -> ExpertKey:
+    """Whose pages begin nearest before an offset."""
+    begins = {part.pieces[0].offset & -4096: key for key, segment in large.items() for part in segment.parameters}
+    return begins[max(begin for begin in begins if begin <= at)]
 
 
 def test_a_file_that_was_truncated_is_told_and_leaves_the_cache_whole(large, uncached, tmp_path: Path) -> None:

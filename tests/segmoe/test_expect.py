@@ -258,6 +258,33 @@ def test_nobody_waits_for_a_wrong_guess_and_nothing_is_read_into_its_memory(segm
     assert cache.counters.wasted == 1 and len(cache._early) == 0 and begun.buffer is None
 
 
+def test_what_is_there_can_be_had_before_its_turn_while_another_is_read(segments, monkeypatch) -> None:
+    slots, go_on = Slots(threads=1), threading.Event()
+    fill = slots._fill
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=3, slots=slots, early=EARLY)
+    there, missing, lost, other = list(segments)[:4]
+    cache.get(there)
+
+    def slowly(slot: Slot, behind: object) -> int:
+        assert go_on.wait(60) and slot.segment.key != lost
+        return fill(slot, behind)
+
+    monkeypatch.setattr(slots, "_fill", slowly)
+    cache.expect([missing, there, lost])
+    assert cache.is_awaited(missing) and cache.at_hand(missing) is None
+    assert not cache.is_awaited(there) and (cache.at_hand(there)["w"] == there.expert).all()
+    assert not cache.is_awaited(other) and cache.at_hand(other) is None, "nobody expects it"
+    go_on.set()
+    assert (cache.get(missing)["w"] == missing.expert).all() and not cache.is_awaited(missing)
+    assert (cache.get(there)["w"] == there.expert).all()
+    while cache.is_awaited(lost):
+        time.sleep(0.001)
+    assert cache.at_hand(lost) is None, "its turn tells why"
+    with pytest.raises(AssertionError):
+        cache.get(lost)
+    cache.close()
+
+
 def test_a_nearer_guess_takes_the_place_of_those_that_nobody_has_begun_to_read(segments, monkeypatch) -> None:
     slots, go_on = Slots(threads=1), threading.Event()
     fill = slots._fill

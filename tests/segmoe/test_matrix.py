@@ -78,7 +78,7 @@ def test_every_budget_gives_the_stock_models_bits(
     bring, plan = mapping.Mappings.bring, direct.Direct.plan
     monkeypatch.setattr(mapping, "MIN_BYTES", 1)
     monkeypatch.setattr(mapping.Mappings, "bring", lambda *args: brought.append("mapped") or bring(*args))
-    monkeypatch.setattr(direct.Direct, "plan", lambda *args: brought.append("direct") or plan(*args))
+    monkeypatch.setattr(direct.Direct, "plan", lambda *args, **how: brought.append("direct") or plan(*args, **how))
     monkeypatch.setattr(direct, "PIECE_BYTES", 1)
     monkeypatch.setattr(packing, "AFTER_USES", 3)
     monkeypatch.setattr(dense, "MIN_BYTES", 1)

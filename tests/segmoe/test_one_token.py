@@ -1,5 +1,7 @@
 """One token's experts against the library's own loop, bit for bit, and who is computed so."""
 
+from collections.abc import Iterator
+from itertools import cycle, repeat
 from typing import Any
 
 import numpy as np
@@ -41,11 +43,38 @@ def qwen(width: int, inner: int, dtype: torch.dtype, seed: int) -> Any:
     return module
 
 
-def one(module: Any, hidden: torch.Tensor, weights: torch.Tensor, picks: list[int], **more: Any) -> torch.Tensor:
-    def fetch(expert: int) -> dict[str, torch.Tensor]:
-        return {name: getattr(module, name)[expert] for name in (one_token.GATE_UP, one_token.DOWN)}
+class Source:
+    """A module's experts, of which some are there later than others: an answer is as good as any other."""
 
-    return one_token.compute(module, hidden, weights, picks, fetch, **more)
+    def __init__(self, module: Any, answers: Iterator[bool]) -> None:
+        self.module, self.answers = module, answers
+        self.fetched: list[int] = []
+        self.ahead: list[int] = []
+
+    def fetch(self, expert: int) -> dict[str, torch.Tensor]:
+        self.fetched.append(expert)
+        return self.tensors(expert)
+
+    def is_awaited(self, expert: int) -> bool:
+        assert expert not in self.fetched
+        return next(self.answers)
+
+    def at_hand(self, expert: int) -> dict[str, torch.Tensor] | None:
+        assert expert not in self.fetched + self.ahead
+        if next(self.answers):
+            self.ahead.append(expert)
+            return self.tensors(expert)
+        return None
+
+    def tensors(self, expert: int) -> dict[str, torch.Tensor]:
+        return {name: getattr(self.module, name)[expert] for name in (one_token.GATE_UP, one_token.DOWN)}
+
+
+def one(module: Any, hidden: torch.Tensor, weights: torch.Tensor, picks: list[int], **more: Any) -> torch.Tensor:
+    source = Source(module, more.pop("answers", repeat(False)))
+    found = one_token.compute(module, hidden, weights, picks, source, **more)
+    assert source.fetched == sorted(set(picks) - {EXPERTS}), "each is asked for in its turn, computed or not"
+    return found
 
 
 def bits(tensor: torch.Tensor) -> list[int]:
@@ -63,8 +92,9 @@ def bits(tensor: torch.Tensor) -> list[int]:
     picks=st.lists(st.integers(0, EXPERTS), min_size=1, max_size=8, unique=True),  # EXPERTS stands for none
     odd=st.sampled_from((None, 0.0, -0.0, float("inf"), float("nan"), 6e4)),
     seed=st.integers(0, 99),
+    answers=st.lists(st.booleans(), min_size=1).map(cycle),
 )
-def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, more, picks, odd, seed) -> None:
+def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, more, picks, odd, seed, answers) -> None:
     module = qwen(*shape, dtype, seed)
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(1, shape[0], generator=generator).to(dtype)
@@ -73,7 +103,7 @@ def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, more, 
     weights = torch.rand(1, len(picks) + more, generator=generator).to(weights_dtype or dtype)
     with torch.inference_mode():
         wanted = eager(module)(module, hidden, torch.tensor([picks]), weights)
-        found = one(module, hidden, weights, picks)
+        found = one(module, hidden, weights, picks, answers=answers)
     assert found.dtype == wanted.dtype and found.shape == wanted.shape
     assert bits(found) == bits(wanted)
 
@@ -88,6 +118,18 @@ def test_the_order_in_which_experts_are_added_is_seen_in_the_bits() -> None:
         for part in reversed(added):
             backwards += part
     assert len(added) == len(picks) and bits(backwards) != bits(found)
+
+
+def test_while_one_is_read_those_behind_it_that_are_there_are_computed_and_told_in_their_turn() -> None:
+    module = qwen(64, 16, torch.bfloat16, 1)
+    hidden, weights, picks = torch.randn(1, 64).bfloat16(), torch.rand(1, 4).bfloat16(), [5, 1, 7, 2]
+    source, in_turn, told = Source(module, iter([True, False, True, True, False, False, False])), [], []
+    with torch.inference_mode():
+        one(module, hidden, weights, picks, note=in_turn.append)
+        one_token.compute(module, hidden, weights, picks, source, told.append)
+    assert source.ahead == [5], "behind 1, 2 is not there, 5 is, and then 1 is"
+    assert source.fetched == [1, 2, 5, 7]
+    assert [bits(added) for added in told] == [bits(added) for added in in_turn]
 
 
 @pytest.mark.parametrize("name", ALIKE)
