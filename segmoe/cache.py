@@ -155,7 +155,7 @@ class ExpertCache:
     def is_awaited(self, key: ExpertKey) -> bool:
         """Whether `get` would wait for a thread that reads the expert."""
         slot = self._ahead.get(key)
-        return slot is not None and slot.loading is not None and not slot.is_done
+        return slot is not None and not slot.is_done
 
     def at_hand(self, key: ExpertKey) -> Tensors | None:
         """The parameters of an expected expert before its turn, if it is there; valid until the next `get`."""
@@ -332,7 +332,7 @@ class ExpertCache:
     def _waste(self, slot: Slot, read_ns: int) -> None:
         segment = slot.segment
         self.counters.wasted += 1
-        self.counters.bytes_read += min(slot.begun_bytes or segment.nbytes, segment.nbytes)
+        self.counters.bytes_read += min(slot.begun_bytes, segment.nbytes)
         self.emit(ExpertWasted(step=self.step, key=segment.key, bytes=segment.nbytes, read_ns=read_ns))
 
     def _settle(self, coming: Container[ExpertKey] = ()) -> None:

@@ -97,5 +97,7 @@ class Early:
         for slot in [slot for slot in self._unwanted if not only_done or slot.is_done]:
             self._unwanted.remove(slot)
             with contextlib.suppress(Exception):  # nobody asked for it
-                self._wasted(slot, self._slots.finish(slot).read_ns)
+                read_ns = self._slots.finish(slot).read_ns
+                if slot.begun_bytes:  # else it was stopped before the first piece
+                    self._wasted(slot, read_ns)
             self._slots.release(slot)

@@ -42,7 +42,7 @@ class Slot:
     mapped: Mapped | None = None
     tensors: dict[str, Any] = field(default_factory=dict)  # as they are, never changed: a mapped expert's are kept
     loading: Future[int] | _Filled | None = None  # resolves to the nanoseconds that reading took
-    begun_bytes: int = 0  # of a direct read: in pieces that were begun
+    begun_bytes: int = 0  # in parts of which reading was begun; whole pages of them
     copied: Any = None  # event behind the copy to the device
     uses: int = 0
     is_as_read: bool = True  # nobody tried to pack it
@@ -276,6 +276,7 @@ class Slots:
         elif slot.buffer is None:
             self._map(slot)
         else:
+            slot.begun_bytes = slot.segment.nbytes
             with torch.inference_mode(False), torch.no_grad():
                 slot.tensors = self._fill_buffer(slot, slot.buffer, behind)
         return time.perf_counter_ns() - began_ns
@@ -295,6 +296,7 @@ class Slots:
 
     def _map(self, slot: Slot) -> None:
         assert self._mappings is not None
+        slot.begun_bytes = slot.segment.nbytes
         slot.mapped = self._mappings.bring(slot.segment)
         slot.tensors = slot.mapped.tensors
 

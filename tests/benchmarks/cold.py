@@ -63,9 +63,9 @@ def cold(bench: Bench) -> None:
     with Contender(bench.threads) as stock:  # opened last: what it has mapped, the kernel would not forget
         if fits:
             stock.open(bench.path, kind="stock", experts_implementation="eager")
-        for task, work in bench.tasks.items() if fits else ():
-            stock.run(seed=0, **work)
-            compute_s[task] = statistics.median(stock.run(seed=1, **work).seconds)
+            for task, work in bench.tasks.items():
+                stock.run(seed=0, **work)
+                compute_s[task] = statistics.median(stock.run(seed=1, **work).seconds)
         for (name, task), turns in taken.items():
             work, held = bench.tasks[task], budgets[name]
             shares = []
@@ -82,6 +82,7 @@ def cold(bench: Bench) -> None:
                 shares.append([least / sum(turn.seconds) for least in (bound_s, both_s)])
             rate = statistics.median(work["passes"] * work["tokens"] / sum(turn.seconds) for turn in turns)
             of_bound, of_both = (f"{statistics.median(share):.2f}" for share in zip(*shares, strict=True))
+            of_both = of_both if fits else "-"
             missed = statistics.median(missed for turn in turns for missed in turn.missed)
             total = sum(sum(turn.missed) for turn in turns)
             early = (sum(turn.prefetched for turn in turns), sum(turn.wasted for turn in turns))

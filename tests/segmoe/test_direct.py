@@ -117,12 +117,12 @@ def test_pieces_make_the_whole(large, monkeypatch: pytest.MonkeyPatch, at_once: 
     assert all(at % 4096 == 0 for at, _ in asked)
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_a_file_that_ends_within_an_expert_fails_all_of_it(large, uncached, tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_file_that_ends_within_an_expert_fails_all_of_it(large, uncached, tmp_path: Path, threads: int) -> None:
     file = tmp_path / "short"
     segments = moved(large, file)
     *_, before, last = segments
-    slots = Slots(threads=count, direct=True)
+    slots = Slots(threads=threads, direct=True)
     os.truncate(file, file.stat().st_size - SIZE // 2)
     failed, read = slots.start(segments[last]), slots.start(segments[before])
     with pytest.raises(CheckpointError, match=f"short ended {SIZE // 2:,} bytes early; was it replaced"):
@@ -157,7 +157,7 @@ def test_of_a_wrong_guess_no_further_piece_is_read(large, uncached, monkeypatch:
         return preadv(file, into, at)
 
     cache = ExpertCache(segments, make_policy("lru"), capacity_experts=1, slots=Slots(threads=2, direct=True), early=2)
-    cache.get(right)  # what it takes to know that files can be read so was read
+    cache.get(right)  # which also tries whether the file can be read so
     monkeypatch.setattr(os, "preadv", slowly)
     cache.foresee([wrong])
     while len(asked) < 2:
@@ -168,6 +168,28 @@ def test_of_a_wrong_guess_no_further_piece_is_read(large, uncached, monkeypatch:
     cache.close()
     assert len(asked) == 2 and sum(asked) < SIZE
     assert cache.counters.wasted == 1 and cache.counters.bytes_read == SIZE + sum(asked)
+
+
+def test_a_guess_that_is_stopped_before_its_first_piece_was_not_wasted(large, uncached) -> None:
+    planning, go_on = threading.Event(), threading.Event()
+    slots = Slots(threads=2, direct=True)
+    jobs = slots._jobs
+
+    def slowly(slot, *, in_pieces: bool):
+        planning.set()
+        assert go_on.wait(60)
+        return jobs(slot, in_pieces=in_pieces)
+
+    right, wrong = list(large)[:2]
+    cache = ExpertCache(large, make_policy("lru"), capacity_experts=1, slots=slots, early=2)
+    cache.get(right)
+    slots._jobs = slowly
+    cache.foresee([wrong])
+    assert planning.wait(60)
+    cache.expect([right])
+    go_on.set()
+    cache.close()
+    assert cache.counters.wasted == 0 and cache.counters.bytes_read == SIZE
 
 
 def asked_of(large, at: int) -> ExpertKey:
