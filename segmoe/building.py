@@ -17,7 +17,6 @@ from transformers.utils import logging as transformers_logging
 from segmoe.errors import CheckpointError, Unsupported
 from segmoe.experts import IMPLEMENTATION
 from segmoe.manifest import Manifest
-from segmoe.mapping import bring_in
 from segmoe.modules import is_experts_module, model_class
 
 _loading = threading.Lock()  # classes are changed while a model is built
@@ -53,9 +52,6 @@ def build_model(manifest: Manifest, config: Any) -> Any:
     stored = {part.dtype for segment in manifest.experts.values() for part in segment.parameters}
     if stored != {model.dtype}:
         raise Unsupported(f"{manifest.folder} stores experts as {stored}, but its config says {model.dtype}")
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):  # of all weights the ones that a pass reads few rows of
-            bring_in(module.weight)
     return model.eval()  # parameters keep requires_grad: without it torch's matmul may take another kernel
 
 

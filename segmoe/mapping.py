@@ -106,11 +106,11 @@ def stretches(segment: Segment) -> Iterator[Stretch]:
         yield Stretch(file, begin & -mmap.PAGESIZE, last + nbytes, tuple(segment.parameters[index] for index in run))
 
 
-def bring_in(tensor: torch.Tensor) -> None:
-    """Have a tensor of a mapped file in memory now, not page by page when it is looked at; where the kernel can."""
-    if kernel.can_map():
+def read_as_used(tensor: torch.Tensor) -> None:
+    """Have of a mapped file no more read than the pages of a tensor that somebody looks at; where the kernel can."""
+    if kernel.can_map() and kernel.is_of_file(tensor.data_ptr()):
         begin = tensor.data_ptr() & -mmap.PAGESIZE
-        advise(begin, tensor.data_ptr() + tensor.nbytes - begin, kernel.POPULATE_READ)
+        advise(begin, tensor.data_ptr() + tensor.nbytes - begin, kernel.RANDOM)
 
 
 def let_go(tensor: torch.Tensor) -> None:

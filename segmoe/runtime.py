@@ -15,7 +15,7 @@ from segmoe.attaching import Selection, check_selection, is_selected
 from segmoe.building import build_model, read_config
 from segmoe.cache import ExpertCache
 from segmoe.checkpoint import open_checkpoint
-from segmoe.dense import take_over
+from segmoe.dense import leave_rows_on_disk, take_over
 from segmoe.direct import THREADS as DIRECT_THREADS
 from segmoe.direct import is_due
 from segmoe.errors import ConfigError
@@ -84,6 +84,8 @@ def load(
         mapped=mapped,
     )
     model = build_model(manifest, config).to(runtime.device)
+    if runtime.device.type == "cpu":
+        leave_rows_on_disk(model)  # before others take the place of parameters, which would show where they lie
     take_over(model, runtime.pace)
     runtime.attach(model)
     return model
