@@ -58,7 +58,7 @@ class ExpertCache:
 
     Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for at most `early`
     that threads hold beside them before anybody has left for them; a pinned expert stays; what `get` returns is valid
-    until the next `get` or, pinned, until it is unpinned.
+    until the next `get`, pinned until it is unpinned, and while `has_expected` until others are expected.
     """
 
     def __init__(
@@ -151,6 +151,11 @@ class ExpertCache:
         if slot.loading is not None:
             self._finish(key, slot)
         return self._slots.use(slot) if slot.is_as_read else slot.tensors
+
+    @property
+    def has_expected(self) -> bool:
+        """Whether all experts that were expected are there; then none of them leaves before others are expected."""
+        return not self._coming and all(slot.loading is None or slot.is_done for slot in self._ahead.values())
 
     def is_awaited(self, key: ExpertKey) -> bool:
         """Whether `get` would wait for a thread that reads the expert."""

@@ -75,6 +75,10 @@ class Seam:
             self._current = expert
         return self._tensors
 
+    def has_all(self) -> bool:
+        """Whether all that this layer asks for is there, and stays."""
+        return self._runtime.cache.has_expected
+
     def is_awaited(self, expert: int) -> bool:
         """Whether a thread is still reading an expert that this layer asks for."""
         return self._runtime.cache.is_awaited(self._keys[expert])
@@ -130,8 +134,8 @@ class Seam:
             return one_token.compute(module, hidden, weights, picks, self)
         row = torch.zeros(1, dtype=torch.int64)
 
-        def note(outputs: torch.Tensor) -> None:
-            added.append(Added(cast("int", self._current), row, outputs))
+        def note(expert: int, outputs: torch.Tensor) -> None:
+            added.append(Added(expert, row, outputs))
 
         return one_token.compute(module, hidden, weights, picks, self, note)
 

@@ -139,6 +139,7 @@ class Worker:
             (runtime.cache, "begin"),
             (runtime.cache, "expect"),
             (Seam, "fetch"),
+            (Seam, "has_all"),
             (Seam, "is_awaited"),
             (runtime, "_end_pass"),
         )

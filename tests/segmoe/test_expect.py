@@ -57,9 +57,13 @@ def tape(segments, passes, capacity, slots, then=(), nearer=()) -> tuple[list, E
         guessed = then[step] if step < len(then) else ()
         cache.expect([keys[expert] for expert in experts], [keys[expert] for expert in guessed])
         cache.check_integrity()
+        stay, held = cache.has_expected, {}
         for expert in experts:
-            assert (cache.get(keys[expert])["w"] == expert).all()
+            held[expert] = cache.get(keys[expert])
+            assert (held[expert]["w"] == expert).all()
             cache.check_integrity()
+        if stay:
+            assert all(keys[expert] in cache and (held[expert]["w"] == expert).all() for expert in experts)
         if step < len(nearer):
             cache.foresee([keys[expert] for expert in nearer[step]])
             cache.check_integrity()
@@ -271,7 +275,7 @@ def test_what_is_there_can_be_had_before_its_turn_while_another_is_read(segments
 
     monkeypatch.setattr(slots, "_fill", slowly)
     cache.expect([missing, there, lost])
-    assert cache.is_awaited(missing) and cache.at_hand(missing) is None
+    assert cache.is_awaited(missing) and not cache.has_expected and cache.at_hand(missing) is None
     assert not cache.is_awaited(there) and (cache.at_hand(there)["w"] == there.expert).all()
     assert not cache.is_awaited(other) and cache.at_hand(other) is None, "nobody expects it"
     go_on.set()
@@ -282,6 +286,10 @@ def test_what_is_there_can_be_had_before_its_turn_while_another_is_read(segments
     assert cache.at_hand(lost) is None, "its turn tells why"
     with pytest.raises(AssertionError):
         cache.get(lost)
+    cache.expect([there, missing])
+    assert cache.has_expected
+    cache.expect([there, missing, other, lost])
+    assert not cache.has_expected, "for the last one somebody must leave who is not computed yet"
     cache.close()
 
 

@@ -55,6 +55,10 @@ class Source:
         self.fetched.append(expert)
         return self.tensors(expert)
 
+    def has_all(self) -> bool:
+        assert not self.fetched
+        return next(self.answers)
+
     def is_awaited(self, expert: int) -> bool:
         assert expert not in self.fetched
         return next(self.answers)
@@ -113,7 +117,7 @@ def test_the_order_in_which_experts_are_added_is_seen_in_the_bits() -> None:
     hidden, weights, picks = torch.randn(1, 64).bfloat16(), torch.rand(1, 8).bfloat16(), [5, 1, 7, 2, 9, 0, 3, 11]
     added: list[torch.Tensor] = []
     with torch.inference_mode():
-        found = one(module, hidden, weights, picks, note=added.append)
+        found = one(module, hidden, weights, picks, note=lambda expert, part: added.append(part))
         backwards = torch.zeros_like(found)
         for part in reversed(added):
             backwards += part
@@ -123,13 +127,14 @@ def test_the_order_in_which_experts_are_added_is_seen_in_the_bits() -> None:
 def test_while_one_is_read_those_behind_it_that_are_there_are_computed_and_told_in_their_turn() -> None:
     module = qwen(64, 16, torch.bfloat16, 1)
     hidden, weights, picks = torch.randn(1, 64).bfloat16(), torch.rand(1, 4).bfloat16(), [5, 1, 7, 2]
-    source, in_turn, told = Source(module, iter([True, False, True, True, False, False, False])), [], []
+    source, in_turn, told = Source(module, iter([False, True, False, True, True, False, False, False])), [], []
     with torch.inference_mode():
-        one(module, hidden, weights, picks, note=in_turn.append)
-        one_token.compute(module, hidden, weights, picks, source, told.append)
+        one(module, hidden, weights, picks, note=lambda *one: in_turn.append(one))
+        one_token.compute(module, hidden, weights, picks, source, lambda *one: told.append(one))
     assert source.ahead == [5], "behind 1, 2 is not there, 5 is, and then 1 is"
     assert source.fetched == [1, 2, 5, 7]
-    assert [bits(added) for added in told] == [bits(added) for added in in_turn]
+    assert [(expert, bits(added)) for expert, added in told] == [(expert, bits(added)) for expert, added in in_turn]
+    assert [expert for expert, _ in told] == sorted(picks)
 
 
 @pytest.mark.parametrize("name", ALIKE)
