@@ -38,7 +38,7 @@ from segmoe.slots import Slot, Slots, Tensors
 WAITING_NS = 3_000_000
 """What a layer must have waited for its experts lately, for those of the next one to be guessed. Guessing takes about a
 millisecond a layer and finds a third of what is missed; with all files in the page cache, where a layer of Qwen3-30B's
-width waits for a tenth of one, decoding took 1.01 to 1.05 times as long with guesses (tests/benchmarks/prefetch.py)."""
+width waits for a tenth of one, decoding took 1.01 to 1.16 times as long with guesses (tests/benchmarks/prefetch.py)."""
 
 LATELY = 1 / 16
 """A layer's weight in what layers waited lately."""

@@ -77,6 +77,23 @@ def test_guesses_are_compared_with_none(small: Path, monkeypatch: pytest.MonkeyP
     assert "6 of 64" in outcome.output and "guess 4" in outcome.output
 
 
+def test_what_a_guess_gains_is_told_apart_from_what_turns_and_missed_experts_take() -> None:
+    rng = np.random.default_rng(1)
+    turns, passes = 12, 24
+    is_with = np.arange(passes) % 2 == 1
+    missed = rng.integers(0, 40, (turns, passes)) + 9 * is_with  # with it, more happened to be missed
+    slower = rng.normal(scale=0.2, size=(turns, 1))  # now and then, by more than is to be seen
+    seconds = 1.0 + slower + 0.01 * missed - 0.1 * is_with
+    found = prefetch.compare(seconds, missed, is_with, samples=50)
+    assert found.with_s - found.without_s == pytest.approx(-0.1)
+    assert found.without_s == pytest.approx(1.0 + slower.mean() + 0.01 * missed.mean())
+    noise = rng.normal(scale=0.02, size=seconds.shape)
+    noisy = prefetch.compare(seconds + noise, missed, is_with)
+    assert noisy.low < found.ratio < noisy.high and noisy.high - noisy.low < 0.02
+    shuffled = prefetch.compare(seconds + 0.1 * is_with + noise, missed, is_with)
+    assert shuffled.low < 1 < shuffled.high, "nothing is gained here"
+
+
 def test_memory_that_a_process_held_for_a_moment_is_seen_and_what_it_mapped_apart(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(bytes(80 << 20))

@@ -4,9 +4,10 @@
 
 FOLDER is written by wide.py if it is not there. Cold, memory just holds the budget and what is read early, and the
 kernel forgets the files before each pass; warm, all files are in the page cache, and guesses are made although nobody
-waits for what they bring. A guess changes neither who is loaded nor who leaves, so that both sides see one cache. Time
-is told per missed expert, since no two passes miss as many. The checkpoint's weights are random; how often guesses are
-right of a trained model is told of the embedded one, which reads texts token by token.
+waits for what they bring. A guess changes neither who is loaded nor who leaves, so that both sides see one cache. No
+two passes miss as many experts, and the machine is now faster, now slower: `compare` takes both out of the times. The
+checkpoint's weights are random; how often guesses are right of a trained model is told of the embedded one, which reads
+texts token by token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import click
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import bootstrap
 from transformers import AutoTokenizer
 
 import segmoe
@@ -40,11 +40,35 @@ SETTLING = 5
 """Turns before anything is timed: they fill the budget, and guesses learn how often they are right."""
 
 
-def ratio(a: np.ndarray, b: np.ndarray) -> str:
-    """Of two means, with a 90% interval."""
-    found = bootstrap((a, b), lambda x, y, axis: np.mean(x, axis) / np.mean(y, axis), confidence_level=0.9, rng=0)
-    low, high = found.confidence_interval
-    return f"{a.mean() / b.mean():.3f} [{low:.3f}, {high:.3f}]"
+class Compared(NamedTuple):
+    """What a pass takes without and with, both at the mean number of missed experts."""
+
+    without_s: float
+    with_s: float
+    ratio: float
+    low: float  # of a 90% interval of the ratio
+    high: float
+
+
+def compare(seconds: np.ndarray, missed: np.ndarray, is_with: np.ndarray, samples: int = 1000) -> Compared:
+    """Compare passes that took turns: seconds and missed [turns, passes], is_with [passes].
+
+    Least squares for seconds = what the turn takes + what `with` adds + a missed expert's time x missed. The interval
+    is bootstrapped over whole turns, whose passes are no independent ones.
+    """
+    s, m = (values - values.mean(1, keepdims=True) for values in (seconds, missed.astype(float)))
+    w = np.broadcast_to(is_with - is_with.mean(), s.shape)
+
+    def fit(turns: np.ndarray) -> tuple[float, float]:
+        (adds, _), *_ = np.linalg.lstsq(np.stack([w[turns].ravel(), m[turns].ravel()], 1), s[turns].ravel())
+        without = seconds[turns].mean() - adds * is_with.mean()
+        return without, without + adds
+
+    rng, count = np.random.default_rng(0), len(seconds)
+    drawn = [fit(rng.integers(0, count, count)) for _ in range(samples)]
+    low, high = np.percentile([b / a for a, b in drawn], [5, 95])
+    without, guessing = fit(np.arange(count))
+    return Compared(without, guessing, guessing / without, low, high)
 
 
 def decoded(
@@ -96,7 +120,7 @@ def main(folder: Path, shares: tuple[int, ...], rounds: int, threads: int, layer
     rounds = 1 if smoke else rounds
     found = survey(folder)
     one, console = found.components[0], Console(width=None if sys.stdout.isatty() else 120)
-    columns = ("ms a missed expert, without", "with", "ratio", "missed a pass", "prefetched", "wasted")
+    columns = ("ms a pass, without", "with", "ratio", "missed a pass", "prefetched", "wasted")
     table = Table("in memory", "files", *columns)
     for share in shares:
         experts = max(1, one.experts_expected * share // 100)
@@ -106,13 +130,13 @@ def main(folder: Path, shares: tuple[int, ...], rounds: int, threads: int, layer
             except NoCapError as reason:
                 raise click.ClickException(str(reason)) from reason
             missed, seconds = (np.array([getattr(turn, name) for turn in turns]) for name in ("missed", "seconds"))
-            without, guessing = (1e3 * (seconds[:, side::2] / missed[:, side::2]).ravel() for side in (0, 1))
+            compared = compare(seconds, missed, np.arange(seconds.shape[1]) % 2 == 1)
             early = (sum(getattr(turn, name) for turn in turns) for name in ("prefetched", "wasted"))
             table.add_row(
                 f"{experts} of {one.experts_expected:,}",
                 name,
-                *(f"{side.mean():.2f}" for side in (without, guessing)),
-                ratio(guessing, without),
+                *(f"{1e3 * side:.1f}" for side in (compared.without_s, compared.with_s)),
+                f"{compared.ratio:.3f} [{compared.low:.3f}, {compared.high:.3f}]",
                 f"{missed.mean():.1f}",
                 *(f"{count / missed[:, 1::2].sum():.0%}" for count in early),
             )
