@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from segmoe import one_token
 from segmoe.checkpoint import Checkpoint, TensorLocation
 from segmoe.conversion import Recipe, Source
 from segmoe.errors import CheckpointError, Unsupported
@@ -40,11 +41,12 @@ def build_manifest(checkpoint: Checkpoint, config: Any) -> Manifest:
     experts: dict[ExpertKey, Segment] = {}
     missing: list[MissingExpert] = []
     for module in modules:
+        is_linear = one_token.is_known(type(twin.get_submodule(module.path)).forward.__wrapped__)
         for expert in range(module.num_experts):
             key = ExpertKey(module.component, module.layer, expert)
             try:
                 parts = tuple(
-                    reading.parameter(f"{module.path}.{name}", expert, sources.get(f"{module.path}.{name}"))
+                    reading.parameter(f"{module.path}.{name}", expert, sources.get(f"{module.path}.{name}"), is_linear)
                     for name in module.parameters
                 )
             except KeyError as absent:
@@ -86,7 +88,7 @@ class _Reading:
         self._shapes = {name: tuple(parameter.shape) for name, parameter in named}
         self._trials: dict[tuple[Any, ...], str] = {}
 
-    def parameter(self, full_name: str, expert: int, sources: Sources | None) -> ExpertParameter:
+    def parameter(self, full_name: str, expert: int, sources: Sources | None, is_linear: bool) -> ExpertParameter:
         """Describe one expert's part; a KeyError names the first tensor that is absent."""
         name = full_name.rpartition(".")[2]
         if sources is None:
@@ -126,6 +128,7 @@ class _Reading:
             address=address % ALIGNMENT // dtype.itemsize * dtype.itemsize,  # torch has no tensors at odd addresses
             pieces=tuple(part.piece for part in parts),
             recipe=recipe,
+            is_linear=is_linear,
         )
 
     def _recipe(self, sources: Sources, parts: list[_Part]) -> Recipe:

@@ -38,6 +38,7 @@ class ExpertParameter:
     address: int  # of its first byte in the stock model, modulo ALIGNMENT
     pieces: tuple[Piece, ...]  # in order; without a recipe they fill nbytes
     recipe: Recipe | None = None  # how the library makes the parameter of the pieces, if not one behind the other
+    is_linear: bool = False  # known to be multiplied by F.linear alone, never as x @ w
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -328,6 +328,16 @@ def test_the_proof_sees_another_order_of_the_same_sums(shape, monkeypatch: pytes
     assert not proves_equal.__wrapped__(*arguments)
 
 
+def test_what_is_never_multiplied_in_another_way_is_not_proved_for_it(segments, monkeypatch) -> None:
+    segment = segments[ExpertKey("model", 0, 1)]
+    (part,) = segment.parameters
+    ways = []
+    monkeypatch.setattr(mapping, "proves_equal", lambda *arguments: ways.append(arguments[-1]) or True)
+    for is_linear in (False, True):
+        assert may_map(replace(segment, parameters=(replace(part, is_linear=is_linear),)))
+    assert ways == [(False, True), (False,)]
+
+
 def test_where_an_operand_lies_is_where_it_was_wanted() -> None:
     weight = torch.randn(6, 10).bfloat16()
     for address in range(0, 64, 2):

@@ -10,6 +10,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 import segmoe
 from segmoe import one_token
@@ -24,6 +25,7 @@ EXPERTS = 12
 DTYPES = st.sampled_from((torch.float32, torch.bfloat16, torch.float16))
 ALIKE = ("DeepseekV3", "Ernie4_5_Moe", "Jamba", "Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe", "Qwen3Next")
 ANOTHER_WAY = ("GptOss", "NemotronH")
+PRODUCTS = ("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "mv", "dot")
 
 
 def experts_of(name: str) -> Any:
@@ -142,6 +144,20 @@ def test_families_that_have_the_very_loop_are_known(name: str) -> None:
     assert one_token.is_known(eager(experts_of(name)))
 
 
+def test_the_very_loop_multiplies_by_linear_alone() -> None:
+    module, called = qwen(64, 16, torch.bfloat16, 1), set()
+
+    class Listening(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(func)
+            return func(*args, **kwargs or {})
+
+    with torch.no_grad(), Listening():
+        eager(module)(module, torch.randn(5, 64).bfloat16(), torch.arange(10).view(5, 2), torch.rand(5, 2).bfloat16())
+    products = {func for func in called if func.__name__ in PRODUCTS}
+    assert products == {torch.nn.functional.linear}
+
+
 @pytest.mark.parametrize("name", ANOTHER_WAY)
 def test_a_family_with_a_loop_of_its_own_is_not(name: str) -> None:
     assert not one_token.is_known(eager(experts_of(name)))
@@ -174,7 +190,10 @@ def test_a_token_is_computed_so_where_the_loop_is_known_and_only_there(name, tmp
         past = model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
         assert not rows
         model(input_ids=torch.tensor([[4]]), past_key_values=past)
-    assert rows == [1] * len(model.segmoe.manifest.modules) * (name.removesuffix("ForCausalLM") in ALIKE)
+    is_alike = name.removesuffix("ForCausalLM") in ALIKE
+    assert rows == [1] * len(model.segmoe.manifest.modules) * is_alike
+    parts = [part for segment in model.segmoe.manifest.experts.values() for part in segment.parameters]
+    assert {part.is_linear for part in parts} == {is_alike}
 
 
 @pytest.mark.parametrize("capture", ["counts", "routing", "contribution"])
