@@ -24,6 +24,10 @@ MIN_BYTES = 1 << 20
 MAX_BYTES = 1 << 26
 """Larger ones, heads of large vocabularies, stay plain: to prove it takes several times their memory."""
 
+LARGE_BYTES = 1 << 25
+"""Embeddings from here on are read row by row. Of smaller ones little is won, and some are looked up whole, as those of
+an image's positions."""
+
 _of = torch.Tensor
 _TELLS_ONLY = {
     *(
@@ -127,7 +131,7 @@ def take_over(model: torch.nn.Module, pace: Pace) -> None:
 
 
 def leave_rows_on_disk(model: torch.nn.Module) -> None:
-    """Have an embedding's rows read when a token first asks for them, each alone, if nothing multiplies by all of them.
+    """Have a large embedding's rows read each when a token first asks for it, if nothing multiplies by all of them.
 
     A row takes 0.15 ms of a disk, once, where a kernel that reads ahead took 6 to 12. Whoever read the 622 MB of
     Qwen3-30B's on loading had them in memory for good: 3.5% of what a quarter of its experts takes with all weights
@@ -135,8 +139,11 @@ def leave_rows_on_disk(model: torch.nn.Module) -> None:
     """
     places = _places(model)
     for module in model.modules():
-        if isinstance(module, torch.nn.Embedding) and places[module.weight.data_ptr()] == 1:  # else it is the head, too
-            read_as_used(module.weight)
+        if not isinstance(module, torch.nn.Embedding):
+            continue
+        weight = module.weight
+        if weight.nbytes >= LARGE_BYTES and places[weight.data_ptr()] == 1:  # else it is the head, too
+            read_as_used(weight)
 
 
 def _places(model: torch.nn.Module) -> Counter[int]:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segmoe
-from segmoe import kernel, mapping, packing, slots
+from segmoe import dense, kernel, mapping, packing, slots
 from segmoe.cache import ExpertCache
 from segmoe.conversion import Recipe
 from segmoe.errors import CheckpointError
@@ -355,9 +355,10 @@ def present_pages(weight: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_of_embeddings_only_the_rows_that_tokens_are_looked_up_in_are_read(tmp_path: Path, is_tied: bool) -> None:
+def test_of_large_embeddings_only_the_rows_that_are_looked_up_are_read(tmp_path: Path, monkeypatch, is_tied) -> None:
     """Unless they are the head as well, of which every token needs all rows."""
     rows = 40_000
+    monkeypatch.setattr(dense, "LARGE_BYTES", 1 << 20)
     changes = {"vocab_size": rows, "tie_word_embeddings": is_tied}
     tiny.save(tiny.build("Qwen3Moe", **changes), tmp_path)
     cached(tmp_path / "model.safetensors", page_by_page=False)
