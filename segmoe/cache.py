@@ -155,7 +155,7 @@ class ExpertCache:
     @property
     def has_expected(self) -> bool:
         """Whether all experts that were expected are there; then none of them leaves before others are expected."""
-        return not self._coming and all(slot.loading is None or slot.is_done for slot in self._ahead.values())
+        return not self._coming and all(slot.is_done for slot in self._ahead.values())
 
     def is_awaited(self, key: ExpertKey) -> bool:
         """Whether `get` would wait for a thread that reads the expert."""
