@@ -3,9 +3,9 @@
 A layer says which experts it is about to ask for, in which order (`expect`). What happens is decided expert by expert
 in that order, from history alone: a resident expert is a hit; for a missing one the policy's victim leaves, never an
 expert that the layer still needs, unless nothing else is left. Loader threads only carry out early what is decided
-early: as long as nobody leaves who was not computed yet. Behind that they read, beside the budget (early.py), the next
-who are missing, and then those that the next layer is likely to ask for. So loads and evictions are the same with and
-without threads.
+early: as long as nobody leaves who was not computed yet and finds no place beside the budget (early.py). Behind that
+they read, in the same places, the next who are missing, and then those that the next layer is likely to ask for. So
+loads and evictions are the same with and without threads.
 
 Tried and left out, with what it gave:
 - Guessing the next layer's experts by pairs counted so far: over 128 decode tokens of Qwen3-30B with 280 to 1,536
@@ -57,8 +57,9 @@ class ExpertCache:
     """A bounded number of experts in memory.
 
     Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for at most `early`
-    that threads hold beside them before anybody has left for them; a pinned expert stays; what `get` returns is valid
-    until the next `get`, pinned until it is unpinned, and while `has_expected` until others are expected.
+    that are held beside them, read before anybody has left for them or needed until they are computed; a pinned expert
+    stays; what `get` returns is valid until the next `get`, pinned until it is unpinned, and while `has_expected` until
+    others are expected.
     """
 
     def __init__(
@@ -139,6 +140,8 @@ class ExpertCache:
         if self._current is not None:
             self._ahead.pop(self._current, None)
             self._current = None
+            if self._early.leaving and (self._coming or self.can_prefetch):  # others need its place
+                self._early.let_go(self._ahead.values())
         slot = self._ahead.get(key)
         if slot is None:
             self._coming.pop(key, None)
@@ -154,8 +157,13 @@ class ExpertCache:
 
     @property
     def has_expected(self) -> bool:
-        """Whether all experts that were expected are there; then none of them leaves before others are expected."""
-        return not self._coming and all(slot.is_done for slot in self._ahead.values())
+        """Whether all experts that were expected are there and stay, in the budget or beside it, until others are.
+
+        Not where those beside it keep threads from reading ahead.
+        """
+        if self._coming or (self._early.leaving and self.can_prefetch):
+            return False
+        return all(slot.is_done for slot in self._ahead.values())
 
     def is_awaited(self, key: ExpertKey) -> bool:
         """Whether `get` would wait for a thread that reads the expert."""
@@ -168,7 +176,10 @@ class ExpertCache:
         return None if slot is None or not slot.is_done or slot.has_failed else slot.tensors
 
     def pin(self, key: ExpertKey) -> None:
-        """Keep a resident expert until it is unpinned as often as it was pinned."""
+        """Keep a resident expert until it is unpinned as often as it was pinned.
+
+        Who is expected may be computed and not resident: it has left already for one that is expected behind it.
+        """
         if key not in self._resident:
             raise KeyError(key)
         self._held_up = None
@@ -211,7 +222,7 @@ class ExpertCache:
         assert self._used_bytes == sum(slot.segment.nbytes for slot in self._resident.values())
         assert self.capacity_bytes is None or self._used_bytes <= self.capacity_bytes
         assert set(self._pins) <= set(self._resident)
-        assert set(self._ahead) <= set(self._resident)
+        assert all(self._resident.get(key) is slot or slot in self._early.leaving for key, slot in self._ahead.items())
         assert not set(self._ahead) & set(self._coming)
         assert not any(key in self._early for key in self._resident)
         assert len(self._early) <= self._early.most
@@ -235,6 +246,7 @@ class ExpertCache:
             if self._decide(key, may_wait=True) is None:
                 break
             del self._coming[key]
+        self._early.let_go(self._ahead.values())
         if self._coming:
             self._early.read(self._coming, self._resident)
         if self._then:
@@ -261,8 +273,11 @@ class ExpertCache:
             held_up, self._held_up = self._held_up, None
             found = held_up.found if held_up is not None and held_up.wanted == key else self._victim(key)
             if may_wait and (found is None or found[0].key in self._ahead):
-                self._held_up = None if found is None else _HeldUp(key, found)
-                return None
+                if found is None or not self._may_leave(found[0].key):
+                    self._held_up = None if found is None else _HeldUp(key, found)
+                    return None
+                self._evict(*found, is_needed=True)
+                continue
             if found is None:
                 raise ConfigError(
                     f"all {len(self._resident)} experts in memory are pinned, {key} needs room; raise the budget"
@@ -283,13 +298,33 @@ class ExpertCache:
             return None if last is None else (Victim(last, 0.0, None), "layer")
         return victim, "capacity"
 
-    def _evict(self, victim: Victim, reason: Reason) -> None:
-        if victim.key in self._ahead:  # it was expected but never asked for
+    def _may_leave(self, key: ExpertKey) -> bool:
+        """Whether an expert that was not computed yet can leave the budget and stay beside it until it is.
+
+        It must be there, and so must all before it, of whose loads is told first.
+        """
+        if self._ahead[key].is_packed:
+            return False
+        for other, slot in self._ahead.items():
+            if not slot.is_done or slot.has_failed:
+                return False
+            self._finish(other, slot)
+            if other == key:
+                break
+        if not self._early.has_room:
+            self._early.let_go(self._ahead.values())
+        return self._early.has_room
+
+    def _evict(self, victim: Victim, reason: Reason, *, is_needed: bool = False) -> None:
+        if victim.key in self._ahead and not is_needed:  # it was expected but never asked for
             self._finish(victim.key, self._ahead.pop(victim.key))
         slot = self._resident.pop(victim.key)
         self._policy.forget(victim.key)
         self._used_bytes -= slot.segment.nbytes
-        self._slots.release(slot)
+        if is_needed or (self._slots.threads and slot.mapped is not None and self._early.has_room):
+            self._early.leaving.append(slot)
+        else:
+            self._slots.release(slot)
         self.counters.evictions += 1
         self.emit(
             ExpertEvicted(
@@ -346,6 +381,7 @@ class ExpertCache:
         self._coming, self._then = {}, ()
         if self._early.is_busy:
             self._early.keep(coming)
+        self._early.let_go()
         for key, slot in list(self._ahead.items()):
             if slot.loading is not None:
                 self._finish(key, slot)

@@ -3,8 +3,8 @@
 transformers sends every MoE family through one experts interface. The implementation registered here calls the
 forward that the family's author wrote, and only what `self.gate_up_proj[expert]` returns is ours. So the result is
 the stock one bit for bit by construction, and no family needs code of its own. What each pick contributed is read
-from what that forward adds up (contributions.py), so nothing is computed twice. A single token goes a shorter way to
-the same bits where that forward is one that is known (one_token.py).
+from what that forward adds up (contributions.py), so nothing is computed twice. Where that forward is the library's own
+loop, it goes a shorter way to the same bits (eager_loop.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from segmoe import one_token
+from segmoe import eager_loop
 from segmoe.contributions import Added, is_small_enough, of_experts, ordinary, watched
 from segmoe.errors import Unsupported
 from segmoe.events import Contribution, ExpertKey
@@ -61,7 +61,7 @@ class Seam:
         self._runtime = runtime
         self._keys = [ExpertKey(place.component, place.layer, expert) for expert in range(place.num_experts)]
         self._eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]
-        self._is_known = one_token.is_known(self._eager)
+        self._is_known = eager_loop.is_known(self._eager)
         self._current: int | None = None
         self._tensors: Any = None
         module._segmoe = self  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class Seam:
         """The tensors of an expert that this layer will ask for, if they are there."""
         return self._runtime.cache.at_hand(self._keys[expert])
 
-    def forward(self, module: torch.nn.Module, hidden: torch.Tensor, ids: Any, weights: Any) -> torch.Tensor:
+    def forward(self, module: Any, hidden: torch.Tensor, ids: Any, weights: Any) -> torch.Tensor:
         """Run the family's forward on [rows, hidden], and keep what was picked, to be told."""
         if hidden.requires_grad and torch.is_grad_enabled():
             raise Unsupported("a segmented model cannot be trained: its experts are read-only; use torch.no_grad()")
@@ -104,8 +104,8 @@ class Seam:
         if is_told and runtime.capture == "contribution" and is_small_enough(hidden, ids):
             added = []
         try:
-            if self._is_known and one_token.serves(hidden, picks, len(distinct)):
-                output = self._of_one_token(module, hidden, weights, picks, added)
+            if self._is_known and eager_loop.serves(hidden, distinct, module.num_experts):
+                output = self._of_known(module, hidden, ids, weights, picks, distinct, added)
             else:
                 output = self._of_all(module, hidden, ids, weights, added)
             if added is not None:
@@ -127,17 +127,20 @@ class Seam:
 
         return ordinary(self._eager(module, watched(hidden, note), ids, weights))
 
-    def _of_one_token(
-        self, module: Any, hidden: torch.Tensor, weights: Any, picks: list[int], added: list[Added] | None
+    def _of_known(
+        self,
+        module: Any,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        picks: list[int],
+        distinct: list[int],
+        added: list[Added] | None,
     ) -> torch.Tensor:
-        if added is None:
-            return one_token.compute(module, hidden, weights, picks, self)
-        row = torch.zeros(1, dtype=torch.int64)
-
-        def note(expert: int, outputs: torch.Tensor) -> None:
-            added.append(Added(expert, row, outputs))
-
-        return one_token.compute(module, hidden, weights, picks, self, note)
+        note = None if added is None else lambda *one: added.append(Added(*one))
+        if eager_loop.is_one_token(hidden, picks, distinct):
+            return eager_loop.of_one_token(module, hidden, weights, picks, self, note)
+        return eager_loop.of_rows(module, hidden, ids, weights, self, note)
 
     def before_layer(self, h: torch.Tensor) -> None:
         """Take what comes into the decoder layer [batch, length, hidden], to say what it is likely to ask for."""

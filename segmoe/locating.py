@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from segmoe import one_token
+from segmoe import eager_loop
 from segmoe.checkpoint import Checkpoint, TensorLocation
 from segmoe.conversion import Recipe, Source
 from segmoe.errors import CheckpointError, Unsupported
@@ -41,7 +41,7 @@ def build_manifest(checkpoint: Checkpoint, config: Any) -> Manifest:
     experts: dict[ExpertKey, Segment] = {}
     missing: list[MissingExpert] = []
     for module in modules:
-        is_linear = one_token.is_known(type(twin.get_submodule(module.path)).forward.__wrapped__)
+        is_linear = eager_loop.is_known(type(twin.get_submodule(module.path)).forward.__wrapped__)
         for expert in range(module.num_experts):
             key = ExpertKey(module.component, module.layer, expert)
             try:

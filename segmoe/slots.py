@@ -60,6 +60,11 @@ class Slot:
         return self.loading is None or self.loading.done()
 
     @property
+    def is_packed(self) -> bool:
+        """Whether it has neither a buffer nor a place in a file any more."""
+        return self.buffer is None and self.mapped is None and bool(self.tensors)
+
+    @property
     def has_failed(self) -> bool:
         """Whether reading it ended without its bytes; not so while a thread is still at it."""
         return self.loading is not None and self.is_done and self.loading.exception() is not None
@@ -197,12 +202,12 @@ class Slots:
                 self._pack(slot)
         return slot.tensors
 
-    def release(self, slot: Slot) -> None:
-        """Take back a slot; its buffer is kept for the next expert."""
-        is_packed = slot.buffer is None and slot.mapped is None and bool(slot.tensors)
-        slot.tensors = {}
-        self._give_back(slot)
-        self._holes += is_packed
+    def release(self, *slots: Slot) -> None:
+        """Take back slots; their buffers are kept for the next experts."""
+        self._holes += sum(slot.is_packed for slot in slots)
+        for slot in slots:
+            slot.tensors = {}
+        self._give_back(*slots)
         if self._holes and self._holes + len(self.spare) > self.kept():
             give_back_freed()
             self._holes = 0
@@ -243,11 +248,14 @@ class Slots:
         slot.buffer = None
         del self.spare[: -self.kept()]
 
-    def _give_back(self, slot: Slot) -> None:
-        if slot.buffer is not None:
-            self._spare(slot)
-        if slot.mapped is not None:
-            drop(slot.mapped)
+    def _give_back(self, *slots: Slot) -> None:
+        for slot in slots:
+            if slot.buffer is not None:
+                self._spare(slot)
+        mapped = [slot.mapped for slot in slots if slot.mapped is not None]
+        if mapped:
+            drop(*mapped)
+        for slot in slots:
             slot.mapped = None
 
     def _is_at_hand(self, slot: Slot) -> bool:

@@ -141,7 +141,7 @@ def test_it_takes_the_budget_and_what_is_read_early(large, uncached, threads: in
         cache.expect(large)
         for key in large:
             assert (cache.get(key)["w"] == key.expert).all()
-            taken.add(cache._resident[key].buffer.data_ptr())
+            taken.add(cache._ahead[key].buffer.data_ptr())
     assert len(taken) <= 3 + early
     cache.close()
 

@@ -47,8 +47,11 @@ def tape(segments, passes, capacity, slots, then=(), nearer=()) -> tuple[list, E
     loads, evictions = [], []
 
     def note(event) -> None:
-        if not isinstance(event, ExpertWasted):
-            (loads if isinstance(event, ExpertLoaded) else evictions).append(event.key.expert)
+        if isinstance(event, ExpertWasted):
+            return
+        (loads if isinstance(event, ExpertLoaded) else evictions).append(event.key.expert)
+        expert = event.key.expert
+        assert loads.count(expert) - evictions.count(expert) in (0, 1), "nobody leaves who was not there"
 
     cache = ExpertCache(segments, make_policy("lru"), capacity_experts=capacity, slots=slots, early=EARLY, emit=note)
     keys = list(segments)
@@ -62,8 +65,9 @@ def tape(segments, passes, capacity, slots, then=(), nearer=()) -> tuple[list, E
             held[expert] = cache.get(keys[expert])
             assert (held[expert]["w"] == expert).all()
             cache.check_integrity()
+        assert len(cache) + len(cache._early) <= capacity + (EARLY if slots.threads else 0)
         if stay:
-            assert all(keys[expert] in cache and (held[expert]["w"] == expert).all() for expert in experts)
+            assert all((held[expert]["w"] == expert).all() for expert in experts)
         if step < len(nearer):
             cache.foresee([keys[expert] for expert in nearer[step]])
             cache.check_integrity()
@@ -198,7 +202,7 @@ def test_what_comes_next_is_read_before_somebody_left_for_it(segments, monkeypat
     let_it_read(cache)
     cache.expect(keys[:1])
     assert (cache.get(keys[0])["w"] == 0).all()
-    assert cache.counters.misses == 5 and cache.counters.wasted == 2, "what was read early for nobody is no load"
+    assert len(begun) == 7 == cache.counters.misses + cache.counters.wasted, "what was read early for nobody is no load"
     cache.check_integrity()
     cache.close()
 
@@ -288,8 +292,77 @@ def test_what_is_there_can_be_had_before_its_turn_while_another_is_read(segments
         cache.get(lost)
     cache.expect([there, missing])
     assert cache.has_expected
-    cache.expect([there, missing, other, lost])
-    assert not cache.has_expected, "for the last one somebody must leave who is not computed yet"
+    cache.close()
+
+
+def test_who_leaves_before_it_is_computed_stays_beside_the_budget_until_others_are_expected(segments) -> None:
+    events: list = []
+    slots = Slots(threads=1)
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=slots, early=EARLY, emit=events.append)
+    keys = list(segments)
+    for key in keys[:2]:
+        cache.get(key)
+    cache.expect(keys[:4])
+    assert [event.key for event in events if isinstance(event, ExpertEvicted)] == keys[:2]
+    assert len(cache) == 2 and len(cache._early) == EARLY and keys[0] not in cache
+    let_it_read(cache)
+    assert cache.has_expected
+    held = [cache.get(key)["w"] for key in keys[:4]]
+    assert [int(w[0, 0]) for w in held] == [0, 1, 2, 3] and len(cache._early) == EARLY
+    cache.expect(keys[:1])
+    assert (cache.get(keys[0])["w"] == 0).all() and cache.counters.misses == 5, "it had left"
+    cache.check_integrity()
+    cache.expect(keys[:5])
+    let_it_read(cache)
+    assert not cache.has_expected, "there is room for two beside the budget, and three must leave"
+    assert [int(cache.get(key)["w"][0, 0]) for key in keys[:5]] == [0, 1, 2, 3, 4]
+    cache.close()
+
+
+def test_nobody_leaves_so_before_those_in_front_are_there_so_that_loads_are_told_in_order(
+    segments, monkeypatch
+) -> None:
+    slots, go_on, events = Slots(threads=2), threading.Event(), []
+    fill = slots._fill
+
+    def slowly(slot: Slot, behind: object) -> int:
+        assert slot.segment.key.expert or go_on.wait(60)
+        return fill(slot, behind)
+
+    monkeypatch.setattr(slots, "_fill", slowly)
+    cache = ExpertCache(segments, make_policy("random"), capacity_experts=2, slots=slots, early=4, emit=events.append)
+    keys = list(segments)
+    for _ in range(20):
+        go_on.clear()
+        cache.expect(keys[:6])
+        for slot in list(cache._ahead.values())[1:]:
+            if slot.loading is not None:
+                slot.loading.result()
+        cache.foresee(())  # decides what can be decided
+        go_on.set()
+        for key in keys[:6]:
+            assert (cache.get(key)["w"] == key.expert).all()
+        told = [event.key.expert for event in events if isinstance(event, ExpertLoaded)]
+        assert told == sorted(told)
+        cache.expect(keys[8:10])
+        for key in keys[8:10]:
+            cache.get(key)
+        events.clear()
+    cache.close()
+
+
+def test_where_layers_wait_its_place_goes_to_the_next_as_soon_as_it_is_computed(segments) -> None:
+    cache = ExpertCache(segments, make_policy("lru"), capacity_experts=2, slots=Slots(threads=1), early=EARLY)
+    cache._waited_lately_ns = 2 * WAITING_NS
+    keys = list(segments)
+    for key in keys[:2]:
+        cache.get(key)
+    cache.expect(keys[:3], then=keys[8:10])
+    let_it_read(cache)
+    assert not cache.has_expected and list(cache._early._wanted) == keys[8:9]
+    for key in keys[:2]:
+        assert (cache.get(key)["w"] == key.expert).all()
+    assert list(cache._early._wanted) == keys[8:10]
     cache.close()
 
 
@@ -342,8 +415,9 @@ def test_guesses_are_asked_for_once_layers_wait_and_no_more_once_they_do_not(seg
 
 def let_it_read(cache: ExpertCache) -> None:
     """Until threads have nothing to do."""
-    for slot in cache._early._wanted.values():
-        slot.loading.result()
+    for slot in (*cache._early._wanted.values(), *cache._ahead.values()):
+        if slot.loading is not None:
+            slot.loading.result()
 
 
 def test_without_threads_nobody_reads_ahead(segments) -> None:

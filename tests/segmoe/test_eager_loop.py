@@ -1,6 +1,7 @@
-"""One token's experts against the library's own loop, bit for bit, and who is computed so."""
+"""What stands for the library's eager loop against that loop, bit for bit, and who is computed so."""
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import cycle, repeat
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 import segmoe
-from segmoe import one_token
+from segmoe import eager_loop
+from segmoe.contributions import ordinary, watched
 from segmoe.embedded import MODEL
 from segmoe.events import Routed
 from segmoe.modules import is_experts_module
@@ -36,6 +38,7 @@ def eager(module: Any) -> Any:
     return type(module).forward.__wrapped__
 
 
+@cache
 def qwen(width: int, inner: int, dtype: torch.dtype, seed: int) -> Any:
     config = transformers.Qwen3MoeConfig(hidden_size=width, moe_intermediate_size=inner, num_experts=EXPERTS)
     module = transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts(config).to(dtype)
@@ -73,12 +76,12 @@ class Source:
         return None
 
     def tensors(self, expert: int) -> dict[str, torch.Tensor]:
-        return {name: getattr(self.module, name)[expert] for name in (one_token.GATE_UP, one_token.DOWN)}
+        return {name: getattr(self.module, name)[expert] for name in (eager_loop.GATE_UP, eager_loop.DOWN)}
 
 
 def one(module: Any, hidden: torch.Tensor, weights: torch.Tensor, picks: list[int], **more: Any) -> torch.Tensor:
     source = Source(module, more.pop("answers", repeat(False)))
-    found = one_token.compute(module, hidden, weights, picks, source, **more)
+    found = eager_loop.of_one_token(module, hidden, weights, picks, source, **more)
     assert source.fetched == sorted(set(picks) - {EXPERTS}), "each is asked for in its turn, computed or not"
     return found
 
@@ -100,8 +103,10 @@ def bits(tensor: torch.Tensor) -> list[int]:
     seed=st.integers(0, 99),
     answers=st.lists(st.booleans(), min_size=1).map(cycle),
 )
-def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, more, picks, odd, seed, answers) -> None:
-    module = qwen(*shape, dtype, seed)
+def test_one_token_is_the_librarys_loop_bit_for_bit(
+    shape, dtype, weights_dtype, more, picks, odd, seed, answers
+) -> None:
+    module = qwen(*shape, dtype, seed % 2)
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(1, shape[0], generator=generator).to(dtype)
     if odd is not None:
@@ -114,12 +119,51 @@ def test_it_is_the_librarys_loop_bit_for_bit(shape, dtype, weights_dtype, more, 
     assert bits(found) == bits(wanted)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.sampled_from(((64, 16), (48, 100), (33, 7), (2048, 768))),
+    dtype=DTYPES,
+    weights_dtype=st.sampled_from((None, torch.float32)),
+    more=st.sampled_from((0, 0, 3)),
+    picks=st.integers(1, 8).flatmap(
+        lambda k: st.lists(st.lists(st.integers(0, EXPERTS), min_size=k, max_size=k), min_size=1, max_size=40)
+    ),
+    is_strided=st.booleans(),
+    odd=st.sampled_from((None, 0.0, -0.0, float("inf"), float("nan"), 6e4)),
+    seed=st.integers(0, 99),
+)
+def test_rows_are_the_librarys_loop_bit_for_bit(
+    shape, dtype, weights_dtype, more, picks, is_strided, odd, seed
+) -> None:
+    module = qwen(*shape, dtype, seed % 2)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor(picks)  # a row may pick an expert twice
+    hidden = torch.randn(len(ids), 2 * shape[0], generator=generator).to(dtype)
+    hidden = hidden[:, ::2] if is_strided else hidden[:, : shape[0]].contiguous()
+    if odd is not None:
+        hidden[:, :: 2 + seed] = odd
+    weights = torch.rand(len(ids), ids.shape[1] + more, generator=generator).to(weights_dtype or dtype)
+    source, noted = Source(module, repeat(False)), []
+    watching = watched(hidden, lambda rows, outputs: noted.append((rows, outputs)))
+    told: list[tuple[Any, ...]] = []
+    with torch.inference_mode():
+        wanted = eager(module)(module, watching, ids, weights)
+        found = eager_loop.of_rows(module, hidden, ids, weights, source, lambda *one: told.append(one))
+    assert found.dtype == wanted.dtype and found.stride() == wanted.stride()
+    assert bits(found) == bits(ordinary(wanted))
+    assert source.fetched == sorted(set(ids.flatten().tolist()) - {EXPERTS})
+    assert [expert for expert, *_ in told] == source.fetched
+    for (_, rows, outputs), (wanted_rows, wanted_outputs) in zip(told, noted, strict=True):
+        assert rows.tolist() == wanted_rows.tolist()
+        assert bits(outputs) == bits(wanted_outputs)
+
+
 def test_the_order_in_which_experts_are_added_is_seen_in_the_bits() -> None:
     module = qwen(64, 16, torch.bfloat16, 1)
     hidden, weights, picks = torch.randn(1, 64).bfloat16(), torch.rand(1, 8).bfloat16(), [5, 1, 7, 2, 9, 0, 3, 11]
     added: list[torch.Tensor] = []
     with torch.inference_mode():
-        found = one(module, hidden, weights, picks, note=lambda expert, part: added.append(part))
+        found = one(module, hidden, weights, picks, note=lambda expert, row, part: added.append(part))
         backwards = torch.zeros_like(found)
         for part in reversed(added):
             backwards += part
@@ -132,16 +176,18 @@ def test_while_one_is_read_those_behind_it_that_are_there_are_computed_and_told_
     source, in_turn, told = Source(module, iter([False, True, False, True, True, False, False, False])), [], []
     with torch.inference_mode():
         one(module, hidden, weights, picks, note=lambda *one: in_turn.append(one))
-        one_token.compute(module, hidden, weights, picks, source, lambda *one: told.append(one))
+        eager_loop.of_one_token(module, hidden, weights, picks, source, lambda *one: told.append(one))
     assert source.ahead == [5], "behind 1, 2 is not there, 5 is, and then 1 is"
     assert source.fetched == [1, 2, 5, 7]
-    assert [(expert, bits(added)) for expert, added in told] == [(expert, bits(added)) for expert, added in in_turn]
-    assert [expert for expert, _ in told] == sorted(picks)
+    assert [(expert, row.tolist(), bits(added)) for expert, row, added in told] == [
+        (expert, [0], bits(added)) for expert, _, added in in_turn
+    ]
+    assert [expert for expert, *_ in told] == sorted(picks)
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_families_that_have_the_very_loop_are_known(name: str) -> None:
-    assert one_token.is_known(eager(experts_of(name)))
+    assert eager_loop.is_known(eager(experts_of(name)))
 
 
 def test_the_very_loop_multiplies_by_linear_alone() -> None:
@@ -160,38 +206,50 @@ def test_the_very_loop_multiplies_by_linear_alone() -> None:
 
 @pytest.mark.parametrize("name", ANOTHER_WAY)
 def test_a_family_with_a_loop_of_its_own_is_not(name: str) -> None:
-    assert not one_token.is_known(eager(experts_of(name)))
+    assert not eager_loop.is_known(eager(experts_of(name)))
 
 
 def test_what_has_no_source_is_not_known() -> None:
     namespace: dict[str, Any] = {}
     exec("def forward(self): pass", namespace)
-    assert not one_token.is_known(namespace["forward"])
+    assert not eager_loop.is_known(namespace["forward"])
 
 
-def test_it_serves_one_row_of_distinct_picks_that_lies_as_a_gathered_one() -> None:
+def test_one_row_of_distinct_picks_that_lies_as_a_gathered_one_is_one_token() -> None:
     hidden = torch.randn(1, 64)
-    assert one_token.serves(hidden, [3, 1], 2)
-    assert not one_token.serves(hidden, [3, 3], 1), "the loop multiplies two rows then"
-    assert not one_token.serves(torch.randn(2, 64), [3, 1, 4, 2], 4)
-    assert not one_token.serves(torch.randn(1, 128)[:, ::2], [3, 1], 2)
-    assert not one_token.serves(torch.randn(1, 66)[:, 2:], [3, 1], 2)
-    assert not one_token.serves(torch.randn(1, 64, device="meta"), [3, 1], 2)
+    assert eager_loop.is_one_token(hidden, [3, 1], [1, 3])
+    assert not eager_loop.is_one_token(hidden, [3, 3], [3]), "the loop multiplies two rows then"
+    assert not eager_loop.is_one_token(torch.randn(2, 64), [3, 1, 4, 2], [1, 2, 3, 4])
+    assert not eager_loop.is_one_token(torch.randn(1, 128)[:, ::2], [3, 1], [1, 3])
+    assert not eager_loop.is_one_token(torch.randn(1, 66)[:, 2:], [3, 1], [1, 3])
+
+
+def test_it_serves_picks_that_there_can_be_on_the_cpu() -> None:
+    hidden = torch.randn(2, 64)
+    assert eager_loop.serves(hidden, [0, 3, EXPERTS], EXPERTS)
+    assert not eager_loop.serves(hidden, [3, EXPERTS + 1], EXPERTS)
+    assert not eager_loop.serves(hidden, [-1, 3], EXPERTS)
+    assert not eager_loop.serves(hidden, [], EXPERTS)
+    assert not eager_loop.serves(hidden.to("meta"), [3], EXPERTS)
 
 
 @pytest.mark.parametrize("name", [f"{name}ForCausalLM" for name in (*ALIKE, *ANOTHER_WAY)])
-def test_a_token_is_computed_so_where_the_loop_is_known_and_only_there(name, tmp_path, monkeypatch) -> None:
+def test_it_is_computed_so_where_the_loop_is_known_and_only_there(name, tmp_path, monkeypatch) -> None:
     build(family(name)).save_pretrained(tmp_path)
     model = segmoe.load(tmp_path, experts=4)
     rows: list[int] = []
-    compute = one_token.compute
-    monkeypatch.setattr(one_token, "compute", lambda *args: rows.append(len(args[1])) or compute(*args))
+
+    def counted(compute: Any) -> Any:
+        return lambda *args: rows.append(len(args[1])) or compute(*args)
+
+    for way in ("of_rows", "of_one_token"):
+        monkeypatch.setattr(eager_loop, way, counted(getattr(eager_loop, way)))
     with torch.inference_mode():
         past = model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
-        assert not rows
         model(input_ids=torch.tensor([[4]]), past_key_values=past)
     is_alike = name.removesuffix("ForCausalLM") in ALIKE
-    assert rows == [1] * len(model.segmoe.manifest.modules) * is_alike
+    layers = len(model.segmoe.manifest.modules)
+    assert rows == ([3] * layers + [1] * layers) * is_alike
     parts = [part for segment in model.segmoe.manifest.experts.values() for part in segment.parameters]
     assert {part.is_linear for part in parts} == {is_alike}
 
@@ -199,8 +257,8 @@ def test_a_token_is_computed_so_where_the_loop_is_known_and_only_there(name, tmp
 @pytest.mark.parametrize("capture", ["counts", "routing", "contribution"])
 def test_the_observer_is_told_the_same(capture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
-    for is_known in (one_token.is_known, lambda forward: False):
-        monkeypatch.setattr(one_token, "is_known", is_known)
+    for is_known in (eager_loop.is_known, lambda forward: False):
+        monkeypatch.setattr(eager_loop, "is_known", is_known)
         sink = RecordingSink()
         model = segmoe.load(MODEL, experts=8, sink=sink, capture=capture)
         model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False)
