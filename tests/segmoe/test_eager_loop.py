@@ -12,6 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
+from transformers.activations import ACT2FN
 
 import segmoe
 from segmoe import eager_loop
@@ -94,7 +95,7 @@ def bits(tensor: torch.Tensor) -> list[int]:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    shape=st.sampled_from(((64, 16), (48, 100), (33, 7), (2048, 768))),
+    shape=st.sampled_from(((64, 16), (64, 64), (48, 100), (33, 7), (2048, 768))),
     dtype=DTYPES,
     weights_dtype=st.sampled_from((None, torch.float32)),
     more=st.sampled_from((0, 0, 3)),  # weights than picks
@@ -121,7 +122,7 @@ def test_one_token_is_the_librarys_loop_bit_for_bit(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    shape=st.sampled_from(((64, 16), (48, 100), (33, 7), (2048, 768))),
+    shape=st.sampled_from(((64, 16), (64, 64), (48, 100), (33, 7), (2048, 768))),
     dtype=DTYPES,
     weights_dtype=st.sampled_from((None, torch.float32)),
     more=st.sampled_from((0, 0, 3)),
@@ -156,6 +157,17 @@ def test_rows_are_the_librarys_loop_bit_for_bit(
     for (_, rows, outputs), (wanted_rows, wanted_outputs) in zip(told, noted, strict=True):
         assert rows.tolist() == wanted_rows.tolist()
         assert bits(outputs) == bits(wanted_outputs)
+
+
+@pytest.mark.parametrize(("act", "inner"), [("silu", 64), ("silu", 100), ("silu", 4096), ("gelu", 64), ("relu2", 64)])
+def test_experts_side_by_side_are_each_as_if_alone(act: str, inner: int) -> None:
+    act_fn, generator = ACT2FN[act], torch.Generator().manual_seed(1)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        rows = [(4 * torch.randn(1, 2 * inner, generator=generator)).to(dtype) for _ in range(8)]
+        alone = [act_fn(row.chunk(2, dim=-1)[0]) * row.chunk(2, dim=-1)[1] for row in rows]
+        found = eager_loop._activated(act_fn, rows)
+        assert [bits(row) for row in found] == [bits(row) for row in alone]
+        assert all(row.data_ptr() % 64 == 0 for row in found), "as a product of its own lies"
 
 
 def test_the_order_in_which_experts_are_added_is_seen_in_the_bits() -> None:
