@@ -5,8 +5,9 @@ sort of the picks tells it of all: 256 tokens took a layer of Qwen3-30B's width,
 cores, bf16; .99 with AVX2's kernels, whose products take four times as long). With one row nothing is left to find, nor
 to gather and scatter: .84 to .88, a pass of three layers .91. The products and sums are the same, in the same order, on
 the same numbers, and so are the bits (but of one token's sums that are not a number, which differ within one sum of
-torch's). 54 of the 65 experts modules of transformers 5.23 have that very loop, word for word, which is how it is known
-here; all others run their own.
+torch's). One sum of all that the experts add to the rows, instead of one each, gives other bits. 54 of the 65 experts
+modules of transformers 5.23 have that very loop, word for word, which is how it is known here; all others run their
+own.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ threads; who was read for nothing is told.
 What has left stays until it is computed, so that a layer is decided on at once: one by one, between products that drive
 this code out of the processor's caches, a missed expert of Qwen3-30B's width that is mapped took 150 microseconds
 for 120. And all being there, a token's experts are computed side by side (eager_loop.py). Both together: decoding at
-1.06 and 1.08 of stock's rate for 1.01, with AVX2's kernels at .98 for .96 (a quarter of three layers in memory, all
+1.04 to 1.08 of stock's rate for 1.01, with AVX2's kernels at .98 for .96 (a quarter of three layers in memory, all
 files cached).
 
 What nobody wants any more is given up within, where it is read in pieces (direct.py): with those of 1 MiB for quarters
