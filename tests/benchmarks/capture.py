@@ -119,6 +119,7 @@ class Timer:
             (experts.Seam, "_tell"),
             (experts.Seam, "layer_done"),
             (experts, "ordinary"),
+            (experts, "Added"),
             (passes, "read_predictions"),
             (Runtime, "_step_done"),
         )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from segmoe import experts
+from segmoe.contributions import Added
 from segmoe.experts import Seam
 
 STRENGTH = 2.0  # exponent of weights: 1 / 2 makes them more even, 2 less
@@ -141,17 +142,14 @@ def done(change: Change) -> Iterator[None]:
 @contextlib.contextmanager
 def turned(turn: Turn, start: int) -> Iterator[None]:
     """The experts' outputs are heard otherwise than they are added up."""
-    forward, watched = Seam.forward, experts.watched
+    forward, added = Seam.forward, experts.Added
 
     def turning(seam: Seam, module: Any, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> Any:
-        def listening(hidden: torch.Tensor, note: Any) -> torch.Tensor:
-            def noted(rows: torch.Tensor, outputs: torch.Tensor) -> None:
-                ranks = (ids[rows] == seam._current).int().argmax(dim=1)
-                note(rows, torch.where((rows >= start)[:, None], turn(ranks, outputs), outputs))
+        def heard(expert: int, rows: torch.Tensor, outputs: torch.Tensor) -> Added:
+            ranks = (ids[rows] == expert).int().argmax(dim=1)
+            return added(expert, rows, torch.where((rows >= start)[:, None], turn(ranks, outputs), outputs))
 
-            return watched(hidden, noted)
-
-        with mock.patch.object(experts, "watched", listening):
+        with mock.patch.object(experts, "Added", heard):
             return forward(seam, module, hidden, ids, weights)
 
     with mock.patch.object(Seam, "forward", turning):
