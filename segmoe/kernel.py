@@ -54,7 +54,7 @@ def advise(address: int, nbytes: int, advice: int) -> int:
 def drop(parts: Sequence[tuple[int, int]]) -> None:
     """Take pages, by address and bytes, out of the process: in one call, of which Linux tells the other cores once.
 
-    Linux before 6.15 knows no such call for one's own pages; then it is one call for each part.
+    An older Linux takes no such call for a process's own pages; then it is one call for each part.
     """
     if len(parts) > 1:
         vector = (_Part * len(parts))(*itertools.starmap(_Part, parts))

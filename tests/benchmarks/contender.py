@@ -81,10 +81,6 @@ class Contender:
         """Passes until segmoe has packed what it packs of the experts in memory; `passes` with one KV cache each."""
         self._ask(True, do="pack", passes=passes, tokens=tokens)
 
-    def forget_peaks(self) -> None:
-        """Watch memory anew, as of one who has loaded."""
-        self.peak_bytes = self.mapped_bytes = self.both_bytes = 0
-
     def beside(self, weights_bytes: int) -> int:
         """What its memory was at most, but for so many bytes of weights and what it was before it loaded them."""
         return self.both_bytes - self.before_bytes - weights_bytes

@@ -75,12 +75,7 @@ def warm(bench: Bench) -> None:
             bench.settle(contender)
             turns.append((Row(f"segmoe, {name}"), contender))
         stock = stack.enter_context(Contender(bench.threads))
-        stock.open(bench.path, kind="stock", experts_implementation="eager")
-        costs = _costs(stock)
-        stock.forget_peaks()  # it loads the files beside the model
-        stock.run(seed=0, passes=bench.settling, tokens=bench.prompt_tokens, watch=True)
-        bench.settle(stock)
-        beside = {"stock eager": _beside(found, stock, total)}  # before the other implementations take theirs
+        stock.open(bench.path, kind="stock")
         turns[:0] = [(Row(f"stock {name}", name), stock) for name in ("eager", "batched_mm", "grouped_mm")]
         for task in reversed(bench.tasks):  # prefill first: it fills a cache that holds all
             for seed in bench.seeds():
@@ -96,10 +91,8 @@ def warm(bench: Bench) -> None:
         held = {f"segmoe, {name}": way["experts"] for name, way in ways.items()}
         for row, contender in turns:
             rates = (cell for task in bench.tasks for cell in row.cells(task, base))
-            if row.name in held:
-                costs = _costs(contender)
-                beside[row.name] = _beside(found, contender, held[row.name])
-            table.add_row(row.name, *costs, beside.get(row.name, ""), *rates)
+            beside = _beside(found, contender, held[row.name]) if row.name in held else ""
+            table.add_row(row.name, *_costs(contender), beside, *rates)
     bench.console.print(
         f"[bold]Warm[/bold]: tokens a second and ratio to stock eager; {total} experts of "
         f"{format_bytes(found.components[0].expert_bytes)}, other weights {format_bytes(found.non_expert_bytes)}",

@@ -81,6 +81,20 @@ def test_what_was_evicted_is_no_longer_in_the_process(segments) -> None:
     cache.close()
 
 
+@pytest.mark.parametrize("answer", [None, -1, SIZE])
+def test_several_are_dropped_in_one_call_or_where_that_fails_or_stops_one_by_one(segments, monkeypatch, answer) -> None:
+    if answer is not None:
+        monkeypatch.setattr(kernel, "_process_madvise", lambda: lambda *args: answer)
+    slots = Slots()
+    held = [slots.start(segment) for segment in segments.values()]
+    for slot in held:
+        slots.finish(slot)
+    assert resident_bytes(file_of(segments)) >= COUNT * SIZE
+    slots.release(*held)
+    assert resident_bytes(file_of(segments)) == 0
+    slots.close()
+
+
 @given(st.data())
 def test_huge_pages_are_given_back_whole_and_nothing_beside_the_mapping(data) -> None:
     begin = data.draw(st.integers(1, 99)) * kernel.HUGE
