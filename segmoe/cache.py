@@ -140,7 +140,7 @@ class ExpertCache:
         if self._current is not None:
             self._ahead.pop(self._current, None)
             self._current = None
-            if self._early.leaving and (self._coming or self.can_prefetch):  # others need its place
+            if self._coming or self.can_prefetch:  # others need its place
                 self._early.let_go(self._ahead.values())
         slot = self._ahead.get(key)
         if slot is None:
@@ -222,9 +222,10 @@ class ExpertCache:
         assert self._used_bytes == sum(slot.segment.nbytes for slot in self._resident.values())
         assert self.capacity_bytes is None or self._used_bytes <= self.capacity_bytes
         assert set(self._pins) <= set(self._resident)
-        assert all(self._resident.get(key) is slot or slot in self._early.leaving for key, slot in self._ahead.items())
+        assert all(self._resident.get(key) is slot or self._early.leaving.get(key) is slot for key, slot in self._ahead.items())
         assert not set(self._ahead) & set(self._coming)
         assert not any(key in self._early for key in self._resident)
+        assert not self._early.leaving.keys() & self._resident.keys()
         assert len(self._early) <= self._early.most
         assert self._early.buffers + len(self._slots.spare) <= self._early.most + 1
         assert self.counters.prefetched <= self.counters.loads
@@ -246,7 +247,8 @@ class ExpertCache:
             if self._decide(key, may_wait=True) is None:
                 break
             del self._coming[key]
-        self._early.let_go(self._ahead.values())
+        if self._coming or self.can_prefetch:
+            self._early.let_go(self._ahead.values())
         if self._coming:
             self._early.read(self._coming, self._resident)
         if self._then:
@@ -321,8 +323,8 @@ class ExpertCache:
         slot = self._resident.pop(victim.key)
         self._policy.forget(victim.key)
         self._used_bytes -= slot.segment.nbytes
-        if is_needed or (self._slots.threads and slot.mapped is not None and self._early.has_room):
-            self._early.leaving.append(slot)
+        if is_needed or (self._slots.threads and slot.mapped is not None):
+            self._early.leave(slot, self._ahead.values())
         else:
             self._slots.release(slot)
         self.counters.evictions += 1
@@ -381,7 +383,8 @@ class ExpertCache:
         self._coming, self._then = {}, ()
         if self._early.is_busy:
             self._early.keep(coming)
-        self._early.let_go()
+        if self._early.buffers:  # the next ones are copied there
+            self._early.let_go()
         for key, slot in list(self._ahead.items()):
             if slot.loading is not None:
                 self._finish(key, slot)
