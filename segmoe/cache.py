@@ -222,7 +222,9 @@ class ExpertCache:
         assert self._used_bytes == sum(slot.segment.nbytes for slot in self._resident.values())
         assert self.capacity_bytes is None or self._used_bytes <= self.capacity_bytes
         assert set(self._pins) <= set(self._resident)
-        assert all(self._resident.get(key) is slot or self._early.leaving.get(key) is slot for key, slot in self._ahead.items())
+        assert all(
+            self._resident.get(key) is slot or self._early.leaving.get(key) is slot for key, slot in self._ahead.items()
+        )
         assert not set(self._ahead) & set(self._coming)
         assert not any(key in self._early for key in self._resident)
         assert not self._early.leaving.keys() & self._resident.keys()
@@ -247,7 +249,7 @@ class ExpertCache:
             if self._decide(key, may_wait=True) is None:
                 break
             del self._coming[key]
-        if self._coming or self.can_prefetch:
+        if self._coming or self._then or self.can_prefetch:
             self._early.let_go(self._ahead.values())
         if self._coming:
             self._early.read(self._coming, self._resident)

@@ -60,7 +60,9 @@ class Early:
     @property
     def buffers(self) -> int:
         """How many of them have memory of their own; mapped ones are the kernel's."""
-        return sum(slot.buffer is not None for slot in (*self._wanted.values(), *self._unwanted, *self.leaving.values()))
+        return sum(
+            slot.buffer is not None for slot in (*self._wanted.values(), *self._unwanted, *self.leaving.values())
+        )
 
     def __contains__(self, key: ExpertKey) -> bool:
         return key in self._wanted

@@ -34,7 +34,7 @@ UNKNOWN = Tokens("prefill", np.empty(0, np.int32), np.empty(0, np.int32))
 
 def _constant(number: float, dtype: type) -> NDArray[Any]:
     """An array of one number that nobody can change, so that many passes can tell it."""
-    made = np.full(1, number, dtype)
+    made: NDArray[Any] = np.full(1, number, dtype)
     made.setflags(write=False)
     return made
 
@@ -102,7 +102,7 @@ def read_tokens(call: dict[str, Any]) -> Tokens:
         seen = mask.bool().cpu().numpy()
     if batch == length == 1:
         if seen is not None:
-            past = np.count_nonzero(seen) - 1 if seen[0, -1] else -1
+            past = int(np.count_nonzero(seen)) - 1 if seen[0, -1] else -1
         return Tokens(phase, _FIRST, np.array([past], np.int32))
     if seen is not None:
         position = (np.cumsum(seen, axis=1) - 1)[:, -length:]
