@@ -57,7 +57,7 @@ class ExpertCache:
     """A bounded number of experts in memory.
 
     Invariants: never more than `capacity_experts` experts nor `capacity_bytes` bytes of them, but for at most `early`
-    that are held beside them, read before anybody has left for them or needed until they are computed; a pinned expert
+    that are held beside them, read before anybody has left for them or left and still in their place; a pinned expert
     stays; what `get` returns is valid until the next `get`, pinned until it is unpinned, and while `has_expected` until
     others are expected.
     """

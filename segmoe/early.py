@@ -11,8 +11,8 @@ for 120. And all being there, a token's experts are computed side by side (eager
 files cached).
 
 What is mapped and not needed any more stays until others need its place, beyond its layer: each call that takes pages
-out of the process has every core forget them, 40 microseconds for two experts and 53 for four. 4 calls a pass for 8: a
-decode pass took .998 of the time, with AVX2's kernels .99 (same setting).
+out of the process has every core forget them, 40 microseconds for two experts and 53 for four. So there are 4 such
+calls a pass in place of 8, and they take 226 microseconds for 314 (AVX2's kernels, same setting).
 
 What nobody wants any more is given up within, where it is read in pieces (direct.py): with those of 1 MiB for quarters
 of an expert that were always read to their end, a decode pass from a cold disk took .966 [.955, .977] and .985 [.975,

@@ -31,15 +31,7 @@ CHUNK_NUMBERS = 1 << 18
 
 UNKNOWN = Tokens("prefill", np.empty(0, np.int32), np.empty(0, np.int32))
 
-
-def _constant(number: float, dtype: type) -> NDArray[Any]:
-    """An array of one number that nobody can change, so that many passes can tell it."""
-    made: NDArray[Any] = np.full(1, number, dtype)
-    made.setflags(write=False)
-    return made
-
-
-_FIRST, _NOT_KNOWN = _constant(0, np.int32), _constant(np.nan, np.float32)
+_FIRST, _NOT_KNOWN = np.broadcast_to(np.int32(0), 1), np.broadcast_to(np.float32(np.nan), 1)  # read-only, as all share
 
 
 @dataclass(slots=True)
